@@ -1,0 +1,1 @@
+"""autolrs tunes a network's learning-rate schedule while it trains."""

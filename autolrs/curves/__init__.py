@@ -1,0 +1,1 @@
+"""Curve models: extrapolate a probe's losses, with honest uncertainty."""

@@ -1,0 +1,131 @@
+"""Where users plug in: each protocol is small, and anything that has its methods will do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from autolrs.records import Curve, Event, Forecast, Instruction, Probe, Probed, Record
+from autolrs.schedules import Schedule
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasts:
+    """Predictive distributions of n curves, Student-t with `df` degrees of freedom (inf: normal).
+
+    Attributes:
+        at: offsets forecast.   (n,) [step]
+        mean, std: location and standard deviation [loss].   (n,)
+    """
+
+    at: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, index: int) -> Forecast:
+        return Forecast(float(self.at[index]), float(self.mean[index]), float(self.std[index]))
+
+
+@runtime_checkable
+class CurveModel(Protocol):
+    """Extrapolates curves. Pure: the same arguments give the same forecasts, and nothing is kept.
+
+    `at` holds one offset [step] for each curve. `schedule` is the rate over the curves' offsets, for models that
+    know the rate; `history` the curves of the kept run so far. Finite input never raises and never warns.
+    """
+
+    def extrapolate(
+        self,
+        curves: Sequence[Curve],
+        at: Sequence[float],
+        *,
+        schedule: Schedule | None = None,
+        history: Sequence[Curve] = (),
+    ) -> Forecasts: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a sampler knows of one trial.
+
+    Attributes:
+        rate: reference rate tried.
+        value: forecast or measured loss at the horizon; not finite: the probe diverged.   [loss]
+        std: its standard deviation.   [loss]
+        stage: the stage it was tried in.
+        start_loss: loss at that stage's start; values are judged against it.   [loss]
+        pending: issued, but no value yet.
+    """
+
+    rate: float
+    value: float
+    std: float
+    stage: int
+    start_loss: float
+    pending: bool = False
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Proposes rates. Pure; `number` counts the stage's proposals and seeds what is random."""
+
+    def propose(
+        self,
+        observations: Sequence[Observation],
+        *,
+        bounds: tuple[float, float],
+        stage: int,
+        number: int,
+        seed: int,
+        first: float | None = None,
+    ) -> float:
+        """The next rate to try in `stage`, within `bounds`; `first` is where a search starts."""
+
+    def best(
+        self, observations: Sequence[Observation], *, bounds: tuple[float, float], stage: int
+    ) -> int:
+        """Index into `observations` of the stage's best tried rate (lowest posterior mean).
+
+        Raises:
+            ValueError: no finished, finite observation of that stage.
+        """
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Decides what a stage does. Pure: everything it may use is in the record."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def search_budget(self) -> float:
+        """Probe steps / `steps` if the user names no budget."""
+
+    def decide(self, record: Record) -> Instruction:
+        """`Open`, `Probe` or `Decide`; asked only while the record's last stage is undecided or done."""
+
+    def judge(self, record: Record, probed: Probed) -> Forecast | None:
+        """The loss expected of an ended probe's rate at the strategy's horizon; None if it diverged."""
+
+    def prune(self, record: Record, probe: Probe, curve: Curve) -> str:
+        """Why a running probe should stop now, in a few words; "" to let it run."""
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Is told what happens; may raise to stop the run (the study stays resumable)."""
+
+    def on_event(self, record: Record, event: Event) -> None:
+        """After each event was stored; `record` is the state after it."""
+
+    def on_progress(self, record: Record, instruction: Instruction, done: int, loss: float) -> None:
+        """About every 16 updates: `done` updates of `instruction`, mean recent training `loss`."""

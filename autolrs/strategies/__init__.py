@@ -1,0 +1,1 @@
+"""Strategies: decide what happens next in a run."""
