@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from autolrs.schedules import Piece, Schedule
 from autolrs.space import SearchSpace
@@ -367,6 +367,14 @@ class RolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Reverted:
+    """The checkpoint of the last kept step is damaged: kept training goes on from step `to`, to the same end."""
+
+    to: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Updates that a crash threw away."""
 
@@ -386,13 +394,13 @@ class Finished:
     validations: int = 0
 
 
-Event = Started | Opened | Issued | Probed | Decided | Trained | RolledBack | Lost | Elapsed | Finished
+Event = Started | Opened | Issued | Probed | Decided | Trained | RolledBack | Reverted | Lost | Elapsed | Finished
 
 _TYPES: Final[dict[str, type]] = {
     cls.__name__: cls
     for cls in (
         *(Piece, Curve, Forecast, Trial, Stage, SearchSpace, Settings, Decide),
-        *(Started, Opened, Issued, Probed, Decided, Trained, RolledBack, Lost, Elapsed, Finished),
+        *(Started, Opened, Issued, Probed, Decided, Trained, RolledBack, Reverted, Lost, Elapsed, Finished),
     )
 }
 
@@ -402,8 +410,8 @@ def to_json(value: Any) -> Any:
 
     Floats that are not finite become strings, so that the JSON is standard.
     """
-    if type(value).__name__ in _TYPES and type(value) is _TYPES[type(value).__name__]:
-        return {"type": type(value).__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if type(value) is (cls := _TYPES.get(type(value).__name__)):
+        return {"type": cls.__name__} | {f.name: to_json(getattr(value, f.name)) for f in fields(cast(Any, cls))}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -145,7 +145,11 @@ class Schedule:
             )
         for group in optimizer.param_groups:
             group["initial_lr"] = 1.0
-        return LambdaLR(optimizer, [lambda step, g=g: self.rates(step)[g] for g in range(len(self.ratios))])
+
+        def of(group: int) -> Callable[[int], float]:
+            return lambda step: self.rates(step)[group]
+
+        return LambdaLR(optimizer, [of(group) for group in range(len(self.ratios))])
 
     def to_json(self) -> dict[str, Any]:
         return {
