@@ -205,7 +205,6 @@ class Record:
     pieces: tuple[Piece, ...] = ()
     kept: tuple[Kept, ...] = ()
     kept_steps: int = 0
-    adopted_steps: int = 0
     discarded_steps: int = 0
     lost_steps: int = 0
     validation_calls: int = 0
@@ -218,6 +217,11 @@ class Record:
     def probe_steps(self) -> int:
         """Probe updates issued so far, adopted ones included."""
         return sum(trial.steps for stage in self.stages for trial in stage.trials)
+
+    @property
+    def adopted_steps(self) -> int:
+        """Probe updates that became kept ones."""
+        return sum(part.stop - part.start for part in self.kept if part.adopted)
 
     @property
     def stage(self) -> Stage | None:

@@ -34,13 +34,19 @@ BASES: Final = ("constant", "linear", "cosine", "wsd", "wsd-sqrt")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Steps `start <= step < stop` at rates going from `first` (at `start`) to `last` (at `stop`)."""
+    """Steps `start <= step < stop` at rates going from `first` (at `begin`) to `last` (at `end`).
+
+    `begin` and `end` are `start` and `stop` unless the piece was cut out of a longer one: a cut piece gives
+    the very same floats as the whole.
+    """
 
     start: int
     stop: int
     shape: str
     first: float
     last: float
+    begin: int | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -53,29 +59,39 @@ class Piece:
             )
 
     def rate(self, step: int) -> float:
-        """Rate at `step`, which must lie within the piece."""
+        """Rate at `step`; at `stop`, the rate that the piece approaches."""
         if self.shape == "constant":
             return self.first
-        u = (step - self.start) / (self.stop - self.start)
+        begin = self.start if self.begin is None else self.begin
+        end = self.stop if self.end is None else self.end
+        u = (step - begin) / (end - begin)
         if self.shape == "cosine":
             u = 0.5 - 0.5 * math.cos(math.pi * u)
         elif self.shape == "sqrt":
             u = math.sqrt(u)
         return self.first + (self.last - self.first) * u
 
-    def until(self, stop: int) -> Piece:
-        """The part of this piece before `stop`, with the same rates at the same steps."""
-        if stop >= self.stop or self.shape == "constant":
-            return replace(self, stop=min(stop, self.stop))
-        if self.shape == "linear":
-            return replace(self, stop=stop, last=self.rate(stop))
-        raise SettingError(f"a {self.shape} piece cannot be cut at step {stop} without changing its rates.")
+    def between(self, start: int, stop: int) -> Piece:
+        """The part of this piece within [start, stop), with the same rates at the same steps."""
+        return replace(
+            self,
+            start=max(start, self.start),
+            stop=min(stop, self.stop),
+            begin=self.start if self.begin is None else self.begin,
+            end=self.stop if self.end is None else self.end,
+        )
 
     def scaled(self, factor: float) -> Piece:
         return replace(self, first=self.first * factor, last=self.last * factor)
 
     def shifted(self, steps: int) -> Piece:
-        return replace(self, start=self.start + steps, stop=self.stop + steps)
+        return replace(
+            self,
+            start=self.start + steps,
+            stop=self.stop + steps,
+            begin=None if self.begin is None else self.begin + steps,
+            end=None if self.end is None else self.end + steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ class Schedule:
         if step < 0:
             raise SettingError(f"`step >= 0` must hold, but got (step={step}).")
         if step >= self.steps:
-            return self.pieces[-1].last
+            return self.pieces[-1].rate(self.steps)
         return self.pieces[bisect_right(self._starts, step) - 1].rate(step)
 
     def rates(self, step: int) -> tuple[float, ...]:
@@ -217,6 +233,10 @@ def base_pieces(
     return tuple(pieces)
 
 
-def cut(pieces: Sequence[Piece], stop: int) -> tuple[Piece, ...]:
-    """The pieces before `stop`, the last one cut there."""
-    return tuple(piece if piece.stop <= stop else piece.until(stop) for piece in pieces if piece.start < stop)
+def cut(pieces: Sequence[Piece], start: int, stop: int) -> tuple[Piece, ...]:
+    """What `pieces` say about the steps [start, stop)."""
+    return tuple(
+        piece if start <= piece.start and piece.stop <= stop else piece.between(start, stop)
+        for piece in pieces
+        if piece.start < stop and start < piece.stop
+    )

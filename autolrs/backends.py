@@ -1,0 +1,125 @@
+"""Where Optuna keeps a study: a journal file, or an SQL database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+
+from autolrs.errors import AutoLRSError, CheckpointError, SettingError
+from autolrs.journal import Journal, check_journal, clear_stale_lock
+from autolrs.records import POINTS
+
+SQL_POINTS: Final = 16
+"""Intermediate values of a trial on SQL, where each is a transaction of its own."""
+
+_OPENING: Final = (ImportError, RuntimeError, ValueError)
+"""What a missing driver, a schema of another version and a bad URL raise beside the database's own errors."""
+
+_SECRET: Final = re.compile(r"((?:password|passwd|pwd|secret|token)=)[^&;\s]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An open Optuna storage.
+
+    Attributes:
+        hold: context in which writes wait to be made in one piece, where the storage can.
+        points: intermediate values to write for each trial.
+    """
+
+    storage: BaseStorage
+    hold: Callable[[], AbstractContextManager[None]] = nullcontext
+    points: int = SQL_POINTS
+    close: Callable[[], None] = lambda: None
+
+
+def is_url(storage: str | Path | None) -> bool:
+    return isinstance(storage, str) and "://" in storage
+
+
+def masked_url(url: str) -> str:
+    """`url` with `***` for the password, wherever it stands.
+
+    >>> masked_url("postgresql://me:p@ss/word@host/db?sslpassword=x")
+    'postgresql://me:***@host/db?sslpassword=***'
+    """
+    scheme, separator, rest = url.partition("://")
+    host = re.match(r"[^/?#]*", rest)
+    login = host[0] if host else ""
+    # A password that was not quoted may hold "/" or "@"; one that looks like a port is a port.
+    plain = "@" not in login and (":" not in login or login.rpartition(":")[2].isdigit())
+    if separator and not plain:
+        end = len(login) if "@" in login and "@" not in rest[len(login) :].partition("?")[0] else len(rest)
+        user, _, target = rest[:end].rpartition("@")
+        if ":" in user:
+            rest = f"{user.partition(':')[0]}:***@{target}{rest[end:]}"
+    return scheme + separator + _SECRET.sub(r"\1***", rest)
+
+
+def open_journal(path: Path, *, readonly: bool) -> Backend:
+    """The journal at `path`. A writer, who must own the study, repairs what a kill left.
+
+    Raises:
+        CheckpointError: the journal is damaged before its last line.
+    """
+    if path.exists():
+        if not readonly:
+            clear_stale_lock(path)
+        check_journal(path, repair=not readonly)
+    journal = Journal(path)
+    return Backend(JournalStorage(journal), journal.hold, POINTS)
+
+
+def open_sql(url: str, *, readonly: bool) -> Backend:
+    """The database at `url`; its tables are made unless `readonly`.
+
+    Raises:
+        SettingError: it cannot be opened; the message does not have the password.
+    """
+    with _speaking_of(url, SettingError, *_OPENING):
+        storage = RDBStorage(url, skip_table_creation=readonly)
+
+    def close() -> None:
+        storage.remove_session()
+        storage.engine.dispose()
+
+    return Backend(get_storage(storage), close=close)
+
+
+def sql_exists(url: str) -> bool:
+    """False if `url` names an SQLite file that does not exist: opening it would make it."""
+    from sqlalchemy import make_url
+
+    with _speaking_of(url, SettingError):
+        parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return True
+    return parsed.database is not None and Path(parsed.database).is_file()
+
+
+@contextmanager
+def writing_to(place: str) -> Iterator[None]:
+    """Turns a database's errors into a CheckpointError that names `place`."""
+    with _speaking_of(place, CheckpointError):
+        yield
+
+
+@contextmanager
+def _speaking_of(place: str, kind: type[AutoLRSError], *more: type[Exception]) -> Iterator[None]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, *more) as error:
+        text = f"{error} {error.__cause__ or ''}".replace(place, masked_url(place)).strip()
+    else:
+        return
+    # Outside the handler: a traceback that went on to the cause would show the password.
+    raise kind(f"the storage {masked_url(place)} failed: {text}")

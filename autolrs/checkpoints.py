@@ -1,0 +1,231 @@
+"""A folder of checkpoints: written whole or not at all, verified before use, pruned.
+
+    step-00000500.safetensors    a checkpoint of the kept run          NAME.safetensors    one with a tag ("final")
+    manifest.json                size and SHA-256 of each; a file that it does not list does not count
+
+Order of writes: temporary file, fsync, rename, fsync of the folder; then the manifest likewise. So a kill at any
+moment leaves every listed checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from autolrs import codec
+from autolrs.errors import CheckpointError, SettingError, StudyLockedError
+from autolrs.files import Writable, remove_temporaries, replace_file
+
+MANIFEST: Final = "manifest.json"
+_STEP_FILE: Final = re.compile(r"step-\d{8,}\.safetensors")
+_TAG: Final = re.compile(r"(?!step-)[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the manifest knows of one file."""
+
+    step: int
+    tag: str
+    size: int
+    sha256: str
+
+
+class CheckpointStore:
+    """Checkpoints in `directory`, keyed by kept step, or by tag for those that pruning never removes.
+
+    Args:
+        allow_pickle: store and load objects other than plain values, tensors and arrays (see `codec`).
+        readonly: create, clean and write nothing.
+        guard: called before each write; raises if this process may no longer write.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        allow_pickle: bool = False,
+        *,
+        readonly: bool = False,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.directory = Path(directory)
+        self._allow_pickle = allow_pickle
+        self._readonly = readonly
+        self._guard = guard
+        if not readonly:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                remove_temporaries(self.directory)
+            except OSError as error:
+                raise CheckpointError(f"cannot use {self.directory} for checkpoints: {error}") from error
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Kept steps that have a checkpoint, ascending; tagged ones left out."""
+        return tuple(sorted(entry.step for entry in self._entries().values() if not entry.tag))
+
+    @property
+    def empty(self) -> bool:
+        """No checkpoint at all, tagged or not."""
+        return not self._entries()
+
+    def path(self, key: int | str) -> Path:
+        """Where the checkpoint of a step or tag lies.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        name = _file_name(key)
+        if name not in (entries := self._entries()):
+            known = ", ".join(sorted(entries)) or "none"
+            raise CheckpointError(f"no checkpoint {name} in {self.directory}; listed there: {known}.")
+        return self.directory / name
+
+    def save(self, step: int, tree: Any, *, tag: str = "") -> Path:
+        """Write `tree` as the checkpoint of kept step `step`, or of `tag`, replacing an earlier one.
+
+        Raises:
+            CheckpointError: it could not be written (disk full, ...); all other checkpoints are untouched.
+            UntrackableError: something in the tree cannot be stored.
+        """
+        self._writing()
+        name = _file_name(tag or step)
+        path = self.directory / name
+        hashing = _Hashing()
+
+        def write(file: Writable) -> None:
+            hashing.file = file
+            codec.dump(tree, hashing, allow_pickle=self._allow_pickle)
+
+        entries = self._entries()
+
+        def unlist() -> None:
+            # The manifest describes the old file: a kill between the two must not make the new one look damaged.
+            if entries.pop(name, None):
+                self._write_manifest(entries)
+
+        try:
+            replace_file(path, write, before=unlist)
+            entries[name] = Entry(step, tag, hashing.size, hashing.sha.hexdigest())
+            self._write_manifest(entries)
+        except OSError as error:
+            last = max((entry.step for other, entry in entries.items() if other != name), default=None)
+            raise CheckpointError(
+                f"cannot write checkpoint {path}: {error.strerror or error}. "
+                + (f"The checkpoint of step {last} is still good. " if last is not None else "")
+                + "Make room on the disk, then run the same command again."
+            ) from error
+        return path
+
+    def load(self, key: int | str) -> Any:
+        """The tree saved for a step or tag, after its size and checksum were compared with the manifest's.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or needs `allow_pickle`.
+        """
+        path = self.path(key)
+        entry = self._entries()[path.name]
+        try:
+            size = path.stat().st_size
+            if size != entry.size:
+                raise CheckpointError(f"checkpoint {path} is damaged: {size:,} bytes instead of {entry.size:,}.")
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise CheckpointError(f"checkpoint {path} is missing, though the manifest lists it.") from error
+        if sha256 != entry.sha256:
+            raise CheckpointError(f"checkpoint {path} is damaged: its checksum is not the manifest's.")
+        return codec.load(path, allow_pickle=self._allow_pickle)
+
+    def latest(self, at_most: int | None = None) -> tuple[int, Any, list[str]]:
+        """The last loadable checkpoint: its step, its tree, and what was wrong with each later one.
+
+        Args:
+            at_most: look only at checkpoints of this kept step or earlier.
+
+        Raises:
+            CheckpointError: none can be loaded; the message has what is wrong with each.
+        """
+        damaged: list[str] = []
+        for step in reversed(self.steps):
+            if at_most is not None and step > at_most:
+                continue
+            try:
+                return step, self.load(step), damaged
+            except CheckpointError as error:
+                damaged.append(str(error))
+        limit = "" if at_most is None else f" at or before step {at_most}"
+        raise CheckpointError(" ".join([f"no checkpoint{limit} in {self.directory} can be loaded.", *damaged]))
+
+    def prune(self, keep: int = 2, protect: Collection[int] = ()) -> None:
+        """Remove all but the last `keep` steps, those in `protect`, and the tagged ones."""
+        if keep < 1:
+            raise SettingError(f"`keep >= 1` must hold, but got ({keep=}).")
+        wanted = {*self.steps[-keep:], *protect}
+        self._keep_only(lambda entry: bool(entry.tag) or entry.step in wanted)
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later kept steps: training went back to `step`."""
+        self._keep_only(lambda entry: entry.step <= step)
+
+    def _keep_only(self, wanted: Callable[[Entry], bool]) -> None:
+        self._writing()
+        entries = self._entries()
+        kept = {name: entry for name, entry in entries.items() if wanted(entry)}
+        try:
+            if kept != entries:
+                self._write_manifest(kept)
+            for path in self.directory.iterdir():
+                # Step files that the manifest does not list are left over from a kill.
+                if path.name not in kept and (path.name in entries or _STEP_FILE.fullmatch(path.name)):
+                    path.unlink()
+        except OSError as error:
+            raise CheckpointError(f"cannot remove old checkpoints in {self.directory}: {error}") from error
+
+    def _writing(self) -> None:
+        if self._readonly:
+            raise StudyLockedError(f"{self.directory} was opened for reading only.")
+        self._guard()
+
+    def _entries(self) -> dict[str, Entry]:
+        path = self.directory / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return {name: Entry(**entry) for name, entry in data["checkpoints"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(f"{path}, the list of checkpoints, is damaged: {error}") from error
+
+    def _write_manifest(self, entries: dict[str, Entry]) -> None:
+        data = {"version": 1, "checkpoints": {name: asdict(entry) for name, entry in entries.items()}}
+        text = json.dumps(data, indent=1).encode()
+        replace_file(self.directory / MANIFEST, lambda file: file.write(text))
+
+
+class _Hashing:
+    """Passes bytes on to a file, keeping their number and checksum."""
+
+    file: Writable
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.sha = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self.file.write(data)
+        self.sha.update(data)
+        self.size += len(data)
+
+
+def _file_name(key: int | str) -> str:
+    if isinstance(key, int):
+        return f"step-{key:08d}.safetensors"
+    if not _TAG.fullmatch(key):
+        raise SettingError(f"a checkpoint's tag must match {_TAG.pattern!r}, but got {key!r}.")
+    return f"{key}.safetensors"

@@ -1,0 +1,105 @@
+"""The director: holds the record, asks the engine, and stores what happened before anyone acts on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from autolrs.engine import apply, decide, roll_back
+from autolrs.protocols import Callback, Strategy
+from autolrs.records import Curve, Decide, Decided, Event, Instruction, Probe, Probed, Record, RolledBack, TrialState
+from autolrs.snapshot import Tree, rng_preserved
+
+log = logging.getLogger("autolrs")
+
+
+class Checkpoints(Protocol):
+    """The part of `checkpoints.CheckpointStore` that a run needs."""
+
+    def save(self, step: int, tree: Tree, *, tag: str = "") -> object: ...
+
+    def latest(self, at_most: int | None = None) -> tuple[int, Tree, list[str]]: ...
+
+    def prune(self, keep: int = 2) -> None: ...
+
+
+class Store(Protocol):
+    """Where a study lives: `storage.StudyStore`, or a double of it."""
+
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+
+    def append(self, event: Event) -> None: ...
+
+    def heartbeat(self, payload: dict[str, Any]) -> None: ...
+
+
+class Director:
+    """Turns events into instructions, one study at a time.
+
+    Everything that could draw random numbers runs with the global generators put back afterwards, so that being
+    tuned does not change the numbers that the user's loop draws.
+    """
+
+    def __init__(
+        self, record: Record, strategy: Strategy, store: Store, callbacks: Sequence[Callback] = (), deadline: float = 0.0
+    ) -> None:
+        self.record = record
+        self._strategy = strategy
+        self._store = store
+        self._callbacks = tuple(callbacks)
+        self._deadline = deadline
+
+    def next(self) -> Instruction:
+        """What to do now; decisions are stored on the way."""
+        with rng_preserved():
+            while isinstance(instruction := decide(self.record, self._strategy), Decide):
+                self._tell(Decided(instruction))
+            return instruction
+
+    def tell(self, event: Event) -> None:
+        """Store an event, then let it change the record, then tell the callbacks."""
+        with rng_preserved():
+            self._tell(event)
+
+    def prune(self, probe: Probe, curve: Curve) -> str:
+        """Why a running probe should stop; "" to go on."""
+        with rng_preserved():
+            return self._strategy.prune(self.record, probe, curve)
+
+    def diverged(self, at: int, loss: float) -> RolledBack:
+        """What to do about a kept run whose loss is not finite at step `at`."""
+        return roll_back(self.record, at, loss)
+
+    def progress(self, instruction: Instruction, done: int, loss: float) -> str:
+        """Tell the callbacks how far the instruction is; return why to stop, or ""."""
+        self._store.heartbeat({"kept_steps": self.record.kept_steps, "running": done})
+        if self._callbacks:
+            with rng_preserved():
+                for callback in self._callbacks:
+                    callback.on_progress(self.record, instruction, done, loss)
+        return "max_seconds is over" if self._deadline and time.monotonic() > self._deadline else ""
+
+    def save(self, step: int, tree: Tree, *, final: bool = False) -> None:
+        """Write the checkpoint of kept step `step`; the one before it stays, in case this one is damaged."""
+        self._store.checkpoints.save(step, tree, tag="final" if final else "")
+        self._store.checkpoints.prune(keep=2)
+
+    def load(self) -> tuple[int, Tree]:
+        """The last good checkpoint at or before the record's kept step, and its step."""
+        step, tree, damaged = self._store.checkpoints.latest(self.record.kept_steps)
+        for message in damaged:
+            log.warning("%s Going on from step %d.", message, step)
+        return step, tree
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Probed) and event.state is not TrialState.DIVERGED:
+            event = replace(event, forecast=self._strategy.judge(self.record, event))
+        record = apply(self.record, event)
+        self._store.append(event)
+        self.record = record
+        for callback in self._callbacks:
+            callback.on_event(record, event)

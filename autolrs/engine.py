@@ -1,0 +1,266 @@
+"""The engine: a pure state machine.
+
+`apply(record, event)` says what the record is after an event, `decide(record, strategy)` what to do next.
+Neither does I/O, keeps state or draws from a generator, so a study killed after any event goes on as if
+nothing had happened: replay its events, ask `decide` again.
+
+    nothing ──Open──> stage searched ──Probe*──> Decide ──Train*──> next stage, or Finish
+
+A `Decide` is not work: whoever runs the engine turns it into a `Decided` event and asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+from autolrs.errors import DivergedError, SettingError
+from autolrs.protocols import Strategy
+from autolrs.records import (
+    Decide,
+    Decided,
+    Elapsed,
+    Event,
+    Finish,
+    Finished,
+    Instruction,
+    Issued,
+    Kept,
+    Lost,
+    Open,
+    Opened,
+    Probe,
+    Probed,
+    Record,
+    Reverted,
+    RolledBack,
+    Settings,
+    Stage,
+    Started,
+    Train,
+    Trained,
+    Trial,
+    TrialState,
+)
+from autolrs.schedules import base_pieces, cut
+
+ROLL_BACKS: Final = 3
+"""The kept run may diverge this often; the next time is an error."""
+ROLL_BACK_FACTOR: Final = 0.5
+"""What a roll-back multiplies the rest of the schedule by."""
+
+
+def replay(settings: Settings, events: Iterable[Event]) -> Record:
+    """The record after all `events` of a study."""
+    record = Record(settings)
+    for event in events:
+        record = apply(record, event)
+    return record
+
+
+def apply(record: Record, event: Event) -> Record:
+    """The record after `event`.
+
+    Raises:
+        ValueError: the event cannot happen in this record: the study's events are out of order.
+    """
+    return _APPLY[type(event)](record, event)
+
+
+def decide(record: Record, strategy: Strategy) -> Instruction:
+    """What to do next. The same record and strategy always give the same answer.
+
+    Raises:
+        DivergedError: the loss is not finite at any rate.
+        SettingError: the strategy asks for more probe steps than the budget has left.
+    """
+    settings, stage = record.settings, record.stage
+    if record.kept_steps >= settings.steps:
+        return Finish()
+    if stage is not None:
+        if record.kept_steps < stage.start:  # a damaged checkpoint took us back before the open stage
+            return _train(record, stage.start)
+        if stage.stop is not None and record.kept_steps < stage.stop:
+            return _train(record, stage.stop)
+    if settings.budget == 0:
+        return _plain(record)
+    instruction = strategy.decide(record)
+    if isinstance(instruction, Probe) and instruction.length > remaining(record):
+        raise SettingError(
+            f"strategy {strategy.name!r} asked for a probe of {instruction.length} steps in stage "
+            f"{instruction.stage}, but {remaining(record)} of the budget of {settings.budget} are left."
+        )
+    return instruction
+
+
+def remaining(record: Record) -> int:
+    """Probe steps that the budget has left; a running probe counts as its whole length."""
+    running = sum(t.length for s in record.stages for t in s.trials if t.state is TrialState.RUNNING)
+    return record.settings.budget - record.probe_steps - running
+
+
+def roll_back(record: Record, at: int, loss: float) -> RolledBack:
+    """What to do when the kept run's loss is not finite at step `at`.
+
+    Raises:
+        DivergedError: it was rolled back `ROLL_BACKS` times already.
+    """
+    reason = f"loss {loss} at step {at}"
+    if len(record.roll_backs) >= ROLL_BACKS:
+        raise DivergedError(
+            f"the kept run diverged again ({reason}) after {ROLL_BACKS} roll-backs ({'; '.join(record.roll_backs)}). "
+            f"All is kept up to step {record.kept_steps}; look at the data near that step, or lower the "
+            "space's upper bound and start a new study."
+        )
+    return RolledBack(at=at, to=record.kept_steps, factor=ROLL_BACK_FACTOR, reason=reason)
+
+
+def _train(record: Record, stop: int) -> Train:
+    """Train on: first the adopted prefix, then from checkpoint to checkpoint."""
+    start, stage = record.kept_steps, record.stage
+    every = record.settings.checkpoint_every or record.settings.steps
+    end = min(stop, (start // every + 1) * every)
+    if stage is not None and stage.adopt and start == stage.start:
+        end = start + stage.adopt
+        return Train(start, end, record.pieces, stage.index, adopt=stage.winner)
+    return Train(start, end, record.pieces, stage.index if stage else 0)
+
+
+def _plain(record: Record) -> Instruction:
+    """No budget: the base schedule at the optimizer's own rate, exactly as a plain loop would do it."""
+    if record.stage is None:
+        return Open(stage=0, start=0, evaluate=False)
+    settings, rate = record.settings, record.own_rate
+    assert rate is not None
+    space = settings.space
+    pieces = base_pieces(
+        space.schedule,
+        rate=rate,
+        start=0,
+        stop=settings.steps,
+        warmup=round(space.warmup * settings.steps),
+        decay=space.decay,
+    )
+    return Decide(0, rate, settings.steps, pieces, reason="no search budget: the optimizer's own rate")
+
+
+def _started(record: Record, event: Started) -> Record:
+    return replace(record, own_rate=event.own_rate, ratios=event.ratios, validates=event.validates)
+
+
+def _opened(record: Record, event: Opened) -> Record:
+    _expect(event.stage == len(record.stages) and event.start == record.kept_steps, record, event)
+    stage = Stage(event.stage, event.start, event.start_loss, event.room)
+    calls = record.validation_calls + event.validations
+    return replace(record, stages=(*record.stages, stage), validation_calls=calls)
+
+
+def _issued(record: Record, event: Issued) -> Record:
+    stage = record.stages[event.stage]
+    if event.number < len(stage.trials):  # issued again after a crash
+        return record
+    _expect(event.number == len(stage.trials) and not stage.decided, record, event)
+    trial = Trial(event.stage, event.number, event.rate, event.length)
+    return _with_stage(record, replace(stage, trials=(*stage.trials, trial)))
+
+
+def _probed(record: Record, event: Probed) -> Record:
+    stage = record.stages[event.stage]
+    _expect(stage.trials[event.number].state is TrialState.RUNNING, record, event)
+    trial = replace(
+        stage.trials[event.number],
+        state=event.state,
+        steps=event.steps,
+        curve=event.curve,
+        validation=event.validation,
+        first_loss=event.first_loss,
+        objective=event.objective,
+        forecast=event.forecast,
+        reason=event.reason,
+    )
+    trials = (*stage.trials[: event.number], trial, *stage.trials[event.number + 1 :])
+    # Without validation, and before any kept step, the first loss of any probe is the loss at the start.
+    start_loss = event.first_loss if stage.start_loss is None else stage.start_loss
+    record = replace(record, validation_calls=record.validation_calls + event.validations)
+    return _with_stage(record, replace(stage, trials=trials, start_loss=start_loss))
+
+
+def _decided(record: Record, event: Decided) -> Record:
+    decision = event.decision
+    stage = record.stages[decision.stage]
+    _expect(not stage.decided and decision.stop > stage.start, record, event)
+    stage = replace(
+        stage,
+        rate=decision.rate,
+        stop=decision.stop,
+        winner=decision.winner,
+        adopt=decision.adopt,
+        reason=decision.reason,
+    )
+    pieces = (*cut(record.pieces, 0, stage.start), *decision.pieces)
+    return _with_stage(replace(record, pieces=pieces), stage)
+
+
+def _trained(record: Record, event: Trained) -> Record:
+    _expect(event.start == record.kept_steps < event.stop, record, event)
+    kept = Kept(event.start, event.stop, event.curve, event.adopted)
+    return replace(record, kept=(*record.kept, kept), kept_steps=event.stop)
+
+
+def _rolled_back(record: Record, event: RolledBack) -> Record:
+    end = record.pieces[-1].stop
+    before, after = cut(record.pieces, 0, event.to), cut(record.pieces, event.to, end)
+    return replace(
+        record,
+        pieces=(*before, *(piece.scaled(event.factor) for piece in after)),
+        discarded_steps=record.discarded_steps + event.at - event.to,
+        roll_backs=(*record.roll_backs, f"{event.reason}, back to {event.to}, rate x {event.factor:g}"),
+    )
+
+
+def _reverted(record: Record, event: Reverted) -> Record:
+    kept = tuple(part for part in record.kept if part.stop <= event.to)
+    lost = record.lost_steps + record.kept_steps - event.to
+    return replace(record, kept=kept, kept_steps=event.to, lost_steps=lost)
+
+
+def _lost(record: Record, event: Lost) -> Record:
+    return replace(record, lost_steps=record.lost_steps + event.steps)
+
+
+def _elapsed(record: Record, event: Elapsed) -> Record:
+    return replace(record, wall_seconds=record.wall_seconds + event.seconds)
+
+
+def _finished(record: Record, event: Finished) -> Record:
+    _expect(record.kept_steps == record.settings.steps, record, event)
+    calls = record.validation_calls + event.validations
+    return replace(record, finished=True, final_loss=event.final_loss, validation_calls=calls)
+
+
+_APPLY: Final[dict[type, Callable[[Record, Any], Record]]] = {
+    Started: _started,
+    Opened: _opened,
+    Issued: _issued,
+    Probed: _probed,
+    Decided: _decided,
+    Trained: _trained,
+    RolledBack: _rolled_back,
+    Reverted: _reverted,
+    Lost: _lost,
+    Elapsed: _elapsed,
+    Finished: _finished,
+}
+
+
+def _with_stage(record: Record, stage: Stage) -> Record:
+    return replace(record, stages=(*record.stages[: stage.index], stage, *record.stages[stage.index + 1 :]))
+
+
+def _expect(holds: bool, record: Record, event: Event) -> None:
+    if not holds:
+        raise ValueError(
+            f"{event} cannot follow in a record with {len(record.stages)} stages and {record.kept_steps} kept "
+            "steps: the study's events are out of order."
+        )

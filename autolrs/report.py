@@ -1,0 +1,171 @@
+"""`autolrs show`: a study as tables, readable at 80 columns and plain when piped."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autolrs.records import Record, TrialState
+from autolrs.schedules import Piece
+from autolrs.study import Cost, Study, probe_rows
+
+_STYLES: Final = {
+    TrialState.COMPLETE: "green",
+    TrialState.PRUNED: "yellow",
+    TrialState.DIVERGED: "red",
+    TrialState.RUNNING: "cyan",
+}
+_WIDE: Final = 110  # columns from which on a probe's reason has room beside it
+
+
+def show(study: Study, console: Console) -> None:
+    """Print everything about a study."""
+    console.print(report(study, wide=console.width >= _WIDE))
+
+
+def report(study: Study, *, wide: bool = False) -> RenderableType:
+    """Header, stages, probes, schedule and cost as one renderable."""
+    record = study.record
+    parts: list[RenderableType] = [_header(study)]
+    if record.stages:
+        parts += [_titled("Stages", _stages(record)), _titled("Probes", _probes(record, wide))]
+    if record.pieces:
+        parts.append(_titled("Schedule", schedule_table(record.pieces, record.ratios)))
+    if record.roll_backs:
+        parts.append(_titled("Roll-backs", Text("\n".join(record.roll_backs), style="yellow")))
+    return Group(*parts, _titled("Cost", cost_table(study.cost)))
+
+
+def schedule_table(pieces: tuple[Piece, ...], ratios: tuple[float, ...]) -> RenderableType:
+    """A row for each piece; several parameter groups get a line with their multiples."""
+    table = _table("steps >", "shape", "from rate >", "to rate >")
+    for piece in pieces:
+        ends = (piece.rate(piece.start), piece.rate(piece.stop))
+        table.add_row(f"{piece.start:,} – {piece.stop:,}", piece.shape, *(number(rate) for rate in ends))
+    if len(ratios) < 2:
+        return table
+    groups = ", ".join(f"{group}: x{number(ratio)}" for group, ratio in enumerate(ratios))
+    return Group(table, Text(f" parameter groups  {groups}", style="dim"))
+
+
+def cost_table(cost: Cost) -> RenderableType:
+    """What the run cost, and what the search added to it."""
+    rows = [
+        ("kept steps", f"{cost.kept_steps:,}", ""),
+        ("probe steps", f"{cost.probe_steps:,}", f"{cost.adopted_steps:,} of them became kept steps"),
+        ("discarded steps", f"{cost.discarded_steps:,}", "rolled back"),
+        ("lost steps", f"{cost.lost_steps:,}", "to crashes"),
+        ("validations", f"{cost.validation_calls:,}", ""),
+        ("wall time", duration(cost.wall_seconds), ""),
+        ("search cost", f"{cost.search_cost:.3f}", "(probe - adopted + discarded) / kept"),
+    ]
+    needless = {"discarded steps", "lost steps"}
+    grid = _grid("", ">", "")
+    for name, value, note in rows:
+        if name in needless and value == "0":
+            continue
+        style = "bold" if name == "search cost" else ""
+        grid.add_row(Text(name, style=style), Text(value, style=style), Text(note, style="dim"))
+    return grid
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A loss or rate for people; "–" if there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, 2:03 or 3.4 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _header(study: Study) -> RenderableType:
+    record, settings = study.record, study.record.settings
+    space, low, high = settings.space, *settings.space.bounds
+    options = ", ".join(f"{key}={value}" for key, value in settings.options.items())
+    status = Text("finished", "green") if record.finished else Text(f"at step {record.kept_steps:,}", "yellow")
+    exact = Text("yes: a plain loop with this schedule and seed ends the same", "green")
+    if not study.exact:
+        exact = Text(f"no: {study.exact_reason}", "yellow")
+    grid = _grid("", "")
+    for name, value in (
+        ("study", Text(study.name, "bold")),
+        ("status", status),
+        ("final loss", Text(number(study.final_loss, 6), "bold")),
+        ("steps", f"{settings.steps:,}, at most {settings.budget:,} of search"),
+        ("space", f"{space.name}: {number(low)} to {number(high)}, {space.schedule}, warm-up {space.warmup:.3g}"),
+        ("strategy", settings.strategy + (f" ({options})" if options else "")),
+        ("curve model", settings.curve_model),
+        ("seed", str(settings.seed)),
+        ("exact", exact),
+        ("stored in", study.storage),
+    ):
+        grid.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(value))
+    return grid
+
+
+def _stages(record: Record) -> Table:
+    table = _table("stage >", "steps >", "rate >", "probes >", "adopted >", "why")
+    for stage in record.stages:
+        stop = "…" if stage.stop is None else f"{stage.stop:,}"
+        table.add_row(
+            str(stage.index),
+            f"{stage.start:,} – {stop}",
+            number(stage.rate),
+            str(len(stage.trials)),
+            f"{stage.adopt:,}" if stage.adopt else "–",
+            Text(stage.reason or "searching"),
+        )
+    return table
+
+
+def _probes(record: Record, wide: bool) -> Table:
+    names = ["stage >", "probe >", "rate >", "steps >", "state", "loss >", "forecast >", "came true >", ""]
+    table = _table(*names, *(["why"] if wide else []))
+    stage = None
+    for row in probe_rows(record):
+        if stage not in (None, row["stage"]):
+            table.add_section()
+        stage = row["stage"]
+        state, forecast = TrialState(row["state"]), number(row["forecast_mean"])
+        if forecast != "–":
+            forecast += f" ± {number(row['forecast_std'], 2)}"
+        cells = [
+            *(str(row["stage"]), str(row["number"]), number(row["rate"])),
+            f"{row['steps']:,}/{row['length']:,}",
+            Text(state.value, _STYLES[state]),
+            *(number(row["objective"]), forecast, number(row["truth"])),
+            "won" if row["won"] else "",
+        ]
+        table.add_row(*cells, *([Text(row["reason"], "dim")] if wide else []), style="bold" if row["won"] else "")
+    return table
+
+
+def _table(*headings: str) -> Table:
+    """A table of these columns; a heading that ends in " >" is for numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
+    for heading in headings:
+        right = heading.endswith(" >")
+        table.add_column(heading.removesuffix(" >"), justify="right" if right else "left", no_wrap=heading != "why")
+    return table
+
+
+def _grid(*sides: str) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for side in sides:
+        grid.add_column(justify="right" if side == ">" else "left")
+    return grid
+
+
+def _titled(title: str, content: RenderableType) -> RenderableType:
+    return Group("", Text(title, "bold"), Padding(content, (0, 0, 0, 1)))

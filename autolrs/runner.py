@@ -1,0 +1,402 @@
+"""The runner: carries out instructions on the live training state.
+
+It knows three states: the kept run's, which it may leave for probes and come back to, the start of the stage
+being searched, and the kept state of the best probe so far. It is entered (`turn`) only between two steps,
+where the losses of the last window are read in one transfer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+import torch
+from torch import Tensor
+
+from autolrs.batches import Feed, Place
+from autolrs.director import Director
+from autolrs.errors import IdentityError, SessionError, StoppedError
+from autolrs.rates import Rates
+from autolrs.records import (
+    Curve,
+    Finish,
+    Finished,
+    Instruction,
+    Issued,
+    Open,
+    Opened,
+    Probe,
+    Probed,
+    Started,
+    Train,
+    Trained,
+    TrialState,
+)
+from autolrs.schedules import Schedule
+from autolrs.snapshot import Tracked, Tree, capture_rng, restore_rng, rng_preserved
+
+READ: Final = 16
+"""Losses are read at every multiple of this many steps."""
+TAIL: Final = 4096
+"""Kept training losses remembered at most."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A state to come back to: of all tracked objects, the generators and the feed."""
+
+    objects: Mapping[str, Tree]
+    rng: Tree
+    place: Place
+
+
+@dataclass
+class _Segment:
+    """The instruction being carried out, and the losses read so far."""
+
+    instruction: Probe | Train
+    rate: Callable[[int], float]
+    start: int  # argument of `rate` at the first step
+    stop: int
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)  # (offset, loss)
+
+    @property
+    def now(self) -> int:
+        return self.start + len(self.losses)
+
+
+class Runner:
+    def __init__(
+        self,
+        director: Director,
+        tracked: Mapping[str, Tracked],
+        rates: Rates,
+        feed: Feed,
+        validate: Callable[[], Any] | None,
+        pending: list[Tensor],
+    ) -> None:
+        self.feed = feed
+        self.rates = rates
+        self.window: list[float] = []  # reference rates of the steps until the next read
+        self._director = director
+        self._tracked = tracked
+        self._validate = validate
+        self._pending = pending
+        self._segment: _Segment | None = None
+        self._stage: _Snapshot | None = None
+        self._candidates: dict[int, tuple[_Snapshot, list[float], list[float]]] = {}
+        self._astray = False  # the live state is a probe's
+        self._tail: deque[float] = deque(maxlen=min(max(READ, director.record.settings.steps // 10), TAIL))
+        self._begin()
+
+    # Read by the session
+
+    @property
+    def step(self) -> int:
+        """Kept step that the first step of the window stands for."""
+        segment, stage = self._segment, self._director.record.stage
+        if segment is None:
+            return self._director.record.kept_steps
+        return segment.now + (stage.start if self.is_probe and stage else 0)
+
+    @property
+    def is_probe(self) -> bool:
+        return self._segment is not None and isinstance(self._segment.instruction, Probe)
+
+    @property
+    def unsaved(self) -> int:
+        return len(self._segment.losses) if self._segment else 0
+
+    def turn(self) -> bool:
+        """Between two windows: finish what is finished, begin what comes next. False: the run is done."""
+        if len(self._pending) < len(self.window):
+            return True  # a pass of the loader ended inside the window; the next pass goes on
+        if self._segment is not None:
+            self._read()
+        return self._advance()
+
+    def cut(self) -> bool:
+        """The loader's pass is over. A probe ends with it and its stage goes on (True); the kept run waits (False)."""
+        if not self.is_probe:
+            return False
+        assert self._segment is not None
+        self._take()
+        self._end_probe(self._segment, TrialState.PRUNED, "the epoch ended")
+        return True
+
+    def stop(self, reason: str) -> NoReturn:
+        """Save what is kept and leave."""
+        segment = self._segment
+        if segment is not None and isinstance(segment.instruction, Train):
+            self._take()
+            if segment.losses and all(map(math.isfinite, segment.losses)):
+                self._end_stretch(segment)
+        raise StoppedError(
+            f"stopped at step {self._director.record.kept_steps} of {self._director.record.settings.steps} ({reason}); "
+            "all is saved, and the same command or script goes on from there."
+        )
+
+    def resume(self, tree: Tree) -> None:
+        """Put the live state where a checkpoint left it; the feed is there already."""
+        self._restore_objects(tree["objects"])
+        restore_rng(tree["rng"])
+        self._tail.extend(tree["tail"].tolist())
+
+    # Instructions
+
+    def _begin(self) -> None:
+        record, rates = self._director.record, self.rates
+        if record.own_rate is None:
+            self._director.tell(Started(rates.own_rate, rates.ratios, self._validate is not None))
+            return
+        for what, old, new in (
+            ("reference learning rate", record.own_rate, rates.own_rate),
+            ("ratios between parameter groups", record.ratios, rates.ratios),
+            ("use of `validate`", record.validates, self._validate is not None),
+        ):
+            if old != new:
+                raise IdentityError(
+                    f"the study was made with another {what}: {old!r}, now {new!r}. Put it back to resume, or start a "
+                    "new study (resume='never' or another name)."
+                )
+
+    def _advance(self) -> bool:
+        while self._segment is None:
+            match self._director.next():
+                case Open() as instruction:
+                    self._open(instruction)
+                case Probe() as instruction:
+                    self._probe(instruction)
+                case Train() as instruction:
+                    self._train(instruction)
+                case Finish():
+                    self._finish()
+                    return False
+                case other:
+                    raise AssertionError(f"{other} is not for a session")
+        self._open_window(self._segment)
+        return True
+
+    def _open(self, instruction: Open) -> None:
+        loss, calls = None, 0
+        if self._validate is not None and instruction.evaluate:
+            loss, calls = self._measure(), 1
+        elif self._tail:
+            loss = math.fsum(self._tail) / len(self._tail)
+        self._mark()
+        if self._director.record.kept_steps == 0:
+            self._save(0)
+        self._director.tell(Opened(instruction.stage, instruction.start, loss, self.feed.room(), calls))
+
+    def _probe(self, instruction: Probe) -> None:
+        if self._stage is None:
+            self._mark()
+        elif self._astray:
+            self._go(self._stage)
+        self._candidates = {n: kept for n, kept in self._candidates.items() if n == instruction.incumbent}
+        self._director.tell(Issued(instruction.stage, instruction.number, instruction.rate, instruction.length))
+        self._astray = True
+        self._segment = _Segment(instruction, Schedule(instruction.pieces), 0, instruction.length)
+
+    def _train(self, instruction: Train) -> None:
+        adopted = self._candidates.get(instruction.adopt) if instruction.adopt is not None else None
+        if self._astray:
+            assert self._stage is not None
+            self._go(self._stage if adopted is None else adopted[0])
+            self._astray = False
+        self.feed.release()
+        self._stage, self._candidates = None, {}
+        self._segment = _Segment(instruction, Schedule(instruction.pieces), instruction.start, instruction.stop)
+        if adopted is not None:
+            _, self._segment.losses, self._segment.rates = adopted
+            self._end_stretch(self._segment, adopted=True)
+
+    def _finish(self) -> None:
+        if self._validate is not None:
+            loss: float | None = self._measure()
+        else:
+            loss = math.fsum(self._tail) / len(self._tail) if self._tail else None
+        self._save(self._director.record.kept_steps, final=True)
+        self._director.tell(Finished(loss, int(self._validate is not None)))
+
+    # Reads
+
+    def _open_window(self, segment: _Segment) -> None:
+        now, stops = segment.now, [segment.stop]
+        stops.append((now // READ + 1) * READ)
+        if isinstance(probe := segment.instruction, Probe):
+            stops += [offset for offset in (probe.keep, *_validation_points(probe)) if offset > now]
+        self.window = [segment.rate(step) for step in range(now, min(stops))]
+
+    def _take(self) -> list[float]:
+        """Read the pending losses into the segment, in one transfer."""
+        assert self._segment is not None
+        losses = _to_floats(self._pending)
+        self._segment.losses += losses
+        self._segment.rates += self.window[: len(losses)]
+        self._pending.clear()
+        self.window = []
+        return losses
+
+    def _read(self) -> None:
+        segment = self._segment
+        assert segment is not None
+        losses = self._take()
+        bad = next((loss for loss in losses if not math.isfinite(loss)), None)
+        if isinstance(segment.instruction, Train):
+            if bad is not None:
+                self._roll_back(segment, bad)
+            elif segment.now == segment.stop:
+                self._end_stretch(segment)
+        elif bad is not None:
+            self._end_probe(segment, TrialState.DIVERGED, f"loss {bad}")
+        else:
+            self._read_probe(segment, segment.instruction)
+        why = self._director.progress(segment.instruction, len(segment.losses), math.fsum(losses) / len(losses))
+        if why:
+            self.stop(why)
+
+    def _read_probe(self, segment: _Segment, probe: Probe) -> None:
+        offset = segment.now
+        if offset == probe.keep:
+            self._candidates[probe.number] = (self._capture(), list(segment.losses), list(segment.rates))
+        if self._validate is not None and offset in _validation_points(probe):
+            loss = self._measure()
+            if not math.isfinite(loss):
+                self._end_probe(segment, TrialState.DIVERGED, f"validation loss {loss}")
+                return
+            segment.validation.append((offset, loss))
+        if offset == segment.stop:
+            self._end_probe(segment, TrialState.COMPLETE)
+        elif offset % READ == 0 and (reason := self._director.prune(probe, self._curve(segment))):
+            self._end_probe(segment, TrialState.PRUNED, reason)
+
+    def _end_probe(self, segment: _Segment, state: TrialState, reason: str = "") -> None:
+        probe, steps = segment.instruction, len(segment.losses)
+        assert isinstance(probe, Probe)
+        validated = [offset for offset, _ in segment.validation]
+        if state is TrialState.PRUNED and self._validate is not None and steps and steps not in validated:
+            loss = self._measure()
+            segment.validation.append((steps, loss))
+            if not math.isfinite(loss):
+                state, reason = TrialState.DIVERGED, f"validation loss {loss}"
+        calls = len(segment.validation) + (self._validate is not None and reason.startswith("validation") and not validated)
+        objective = None
+        if state is not TrialState.DIVERGED and steps:
+            last = segment.losses[-max(READ, probe.length // 10) :]
+            objective = segment.validation[-1][1] if segment.validation else math.fsum(last) / len(last)
+        self._segment = None
+        self._director.tell(
+            Probed(
+                stage=probe.stage,
+                number=probe.number,
+                state=state,
+                steps=steps,
+                curve=self._curve(segment),
+                validation=self._validation_curve(segment),
+                first_loss=segment.losses[0] if steps else None,
+                objective=objective,
+                reason=reason,
+                validations=int(calls),
+            )
+        )
+
+    def _end_stretch(self, segment: _Segment, *, adopted: bool = False) -> None:
+        """The kept run has come to `segment.now`: checkpoint first, then the record."""
+        self._tail.extend(segment.losses)
+        self._segment = None
+        self._save(segment.now)
+        self._director.tell(Trained(segment.start, segment.now, self._curve(segment), adopted))
+
+    def _roll_back(self, segment: _Segment, loss: float) -> None:
+        """Back to the last checkpoint with a lower rate, but on with the data: the same batches might do it again."""
+        event = self._director.diverged(segment.now, loss)
+        _, tree = self._director.load()
+        self._tail.clear()
+        self.resume(tree)
+        self._segment = None
+        self._save(event.to)
+        self._director.tell(event)
+
+    def _curve(self, segment: _Segment) -> Curve:
+        stage = self._director.record.stage
+        start = segment.start if isinstance(segment.instruction, Train) else stage.start if stage else 0
+        return Curve.reduce(segment.losses, segment.rates, stage=segment.instruction.stage, start=start)
+
+    def _validation_curve(self, segment: _Segment) -> Curve | None:
+        points = [(offset, loss) for offset, loss in segment.validation if math.isfinite(loss)]
+        if not points:
+            return None
+        rates = [segment.rates[offset - 1] for offset, _ in points]
+        offsets, losses = zip(*points, strict=True)
+        stage = segment.instruction.stage
+        return Curve(tuple(map(float, offsets)), losses, tuple(rates), stage=stage, start=self._director.record.kept_steps)
+
+    # State
+
+    def _measure(self) -> float:
+        """The validation loss here; generators and training flags stay as they were."""
+        assert self._validate is not None
+        modules = [module for t in self._tracked.values() if (root := getattr(t, "module", None)) for module in root.modules()]
+        flags = [module.training for module in modules]
+        with rng_preserved(), torch.no_grad():
+            try:
+                return float(self._validate())
+            finally:
+                for module, training in zip(modules, flags, strict=True):
+                    module.training = training
+
+    def _mark(self) -> None:
+        """The stage starts here."""
+        self.feed.mark()
+        self._stage, self._candidates = self._capture(), {}
+
+    def _capture(self) -> _Snapshot:
+        objects = {name: tracked.capture() for name, tracked in self._tracked.items()}
+        return _Snapshot(objects, capture_rng(), self.feed.place())
+
+    def _go(self, snapshot: _Snapshot) -> None:
+        self._restore_objects(snapshot.objects)
+        self.feed.go(snapshot.place)
+        restore_rng(snapshot.rng)
+
+    def _restore_objects(self, objects: Mapping[str, Tree]) -> None:
+        if objects.keys() != self._tracked.keys():
+            raise IdentityError(
+                f"the checkpoint holds {sorted(objects)}, but tracked are {sorted(self._tracked)}: track the same "
+                "objects under the same names to resume."
+            )
+        for name, tracked in self._tracked.items():
+            tracked.restore(objects[name])
+
+    def _save(self, step: int, *, final: bool = False) -> None:
+        tree = {
+            "objects": {name: tracked.capture() for name, tracked in self._tracked.items()},
+            "rng": capture_rng(),
+            "feed": self.feed.state(),
+            "tail": torch.tensor(list(self._tail), dtype=torch.float64),
+        }
+        self._director.save(step, tree, final=final)
+
+
+def _validation_points(probe: Probe) -> list[int]:
+    return sorted({max(1, round(probe.length * j / probe.validations)) for j in range(1, probe.validations + 1)})
+
+
+def _to_floats(losses: list[Tensor]) -> list[float]:
+    """One transfer where the losses allow it.
+
+    Raises:
+        SessionError: a loss is not a scalar.
+    """
+    for loss in losses:
+        if loss.numel() != 1:
+            raise SessionError(f"`report` needs a scalar loss, but got shape {tuple(loss.shape)}: reduce it first.")
+    if len({(loss.dtype, loss.device, loss.shape) for loss in losses}) == 1:
+        return [float(value) for value in torch.stack(losses).flatten().tolist()]
+    return [float(loss) for loss in losses]

@@ -1,0 +1,251 @@
+"""The session: what a training loop talks to.
+
+The loop asks `batches` for items and calls `report` once per optimizer step. `report` only remembers a
+detached loss. All else happens inside `batches`, because only there is the loop's body complete: the rate of the
+next step, reading the losses, snapshots, rewinds, validation, and the end of the run. The session decides
+nothing: a `Director` turns events into instructions, and `_Runner` carries them out.
+
+Between two reads of the losses (every 16 reports, and where a probe or a stretch ends) a step costs a list
+append, a counter and one assignment to each parameter group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autolrs.batches import Feed, PassEnded, position_of
+from autolrs.director import Director
+from autolrs.errors import LoaderError, SessionError, SettingError, UnsupportedError, UntrackableError
+from autolrs.rates import Rates
+from autolrs.records import Reverted
+from autolrs.runner import Runner
+from autolrs.snapshot import Tracked, Tree, track
+
+if TYPE_CHECKING:
+    from autolrs.study import Study
+
+Item = TypeVar("Item")
+
+
+class Session:
+    """Connects a training loop to its tuning; made by `autolrs.tune` and `autolrs.attach`.
+
+    Attributes:
+        args: values given on the command line (`--arg key=value`) or to `tune(args=...)`.
+        state: a dict for the loop's own locals; it is rewound and saved with everything else.
+        study: the finished study, after the end of an `attach` block.
+    """
+
+    study: Study
+
+    def __init__(
+        self,
+        director: Director,
+        *,
+        args: Mapping[str, Any] | None = None,
+        tuned: str | None = None,
+        replay_memory: int = 1 << 30,
+    ) -> None:
+        self.args: Mapping[str, Any] = MappingProxyType(dict(args or {}))
+        self.state: MutableMapping[str, Any] = {}
+        self._director = director
+        self._tuned = tuned
+        self._replay_memory = replay_memory
+        self._tracked: dict[str, Tracked] = {"session.state": track("state", self.state)}
+        self._optimizers: dict[str, Optimizer] = {}
+        self._validate: Callable[[], Any] | None = None
+        self._runner: Runner | None = None
+        self._feed: Feed | None = None
+        self._iterating = False
+        self._pending: list[Tensor] = []
+        self._saved: Tree | None = None  # checkpoint to start from, when the study is resumed
+        self._halt = ""
+        if director.record.kept_steps or director.record.stages:
+            step, self._saved = director.load()
+            if step < director.record.kept_steps:
+                director.tell(Reverted(step, "the checkpoint of the last kept step is damaged"))
+            self._tracked["session.state"].restore(self._saved["objects"]["session.state"])
+
+    # What the loop calls
+
+    def track(self, **objects: object) -> None:
+        """Name everything that a rewind must restore: `track(model=model, optimizer=optimizer, scaler=scaler)`.
+
+        Modules, optimizers, tensors, generators (torch, NumPy, Python), dicts, and objects with `state_dict()`
+        and `load_state_dict()`. May be called several times, before the first batch.
+
+        Raises:
+            UntrackableError: an object cannot be restored, or is an LR scheduler.
+            SessionError: called after the first batch.
+        """
+        if self._runner is not None:
+            raise SessionError("`track` must be called before the first batch.")
+        for name, value in objects.items():
+            if name in self._tracked:
+                raise SettingError(f"`track` got {name!r} twice.")
+            self._tracked[name] = track(name, value)
+            if isinstance(value, Optimizer):
+                self._optimizers[name] = value
+
+    def validate(self, function: Callable[[], Any]) -> None:
+        """Call `function()` for the validation loss: without gradients, and leaving generators and training
+        flags as they were. Without it the training loss is the objective. Lower is better; any finite real."""
+        if self._runner is not None:
+            raise SessionError("`validate` must be called before the first batch.")
+        self._validate = function
+
+    def report(self, loss: Tensor | float) -> None:
+        """Record the training loss of one optimizer step; never waits for the device.
+
+        Raises:
+            SessionError: before `track`, or outside `batches`.
+        """
+        if not self._iterating:
+            raise SessionError(
+                "`report` was called outside `batches`: call it once per optimizer step, in the body of "
+                "`for batch in session.batches(loader)`"
+                + ("." if self._optimizers else ", after `session.track(model=model, optimizer=optimizer)`.")
+            )
+        self._pending.append(loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(float(loss)))
+
+    def batches(self, loader: Iterable[Item], *, epochs: int | None = None) -> Iterator[Item]:
+        """Yield the loader's items until the run is done, setting the rate before each.
+
+        Goes over the loader again and again; with `epochs=1`, inside an epoch loop of your own, one pass.
+
+        Raises:
+            SessionError: no tracked optimizer, or two `report`s for one item.
+            LoaderError: the loader yields nothing, or cannot be replayed.
+            RateOverriddenError: something else changed the learning rate.
+            DivergedError: no rate trains.
+            StoppedError: asked to stop; all is saved.
+        """
+        if self._iterating:
+            raise SessionError("`batches` is already being iterated: leave one loop before the next.")
+        runner = self._start(loader, epochs)
+        self._iterating = True
+        feed, pending, rates = runner.feed, self._pending, runner.rates
+        try:
+            while runner.turn():
+                window = runner.window
+                try:
+                    while (done := len(pending)) < len(window):
+                        rates.apply(window[done])
+                        while True:
+                            if self._halt:
+                                runner.stop(self._halt)
+                            yield feed.draw()
+                            if len(pending) > done:
+                                break
+                        if len(pending) > done + 1:
+                            raise SessionError(
+                                f"`report` was called {len(pending) - done} times for one item: call it once per "
+                                "optimizer step."
+                            )
+                except PassEnded:
+                    if not runner.cut():
+                        return
+        finally:
+            self._iterating = False
+            rates.release()
+
+    # What the loop may read
+
+    @property
+    def step(self) -> int:
+        """Number of the next optimizer update, from 0; in a probe, the update that it stands for."""
+        runner = self._runner
+        return self._director.record.kept_steps if runner is None else runner.step + len(self._pending)
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the loader completed before the current item."""
+        if self._feed is not None:
+            return self._feed.epoch
+        return 0 if self._saved is None else int(self._saved["feed"]["epoch"])
+
+    @property
+    def lr(self) -> float:
+        """The reference learning rate now in force."""
+        if self._runner is None:
+            raise SessionError("`session.lr` is known from the first batch on.")
+        return self._runner.rates.current
+
+    @property
+    def done(self) -> bool:
+        """Whether all planned steps are done."""
+        return self._director.record.finished
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the current item belongs to a probe, which will be rewound: silence loggers."""
+        return self._runner is not None and self._runner.is_probe
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Fixed hyperparameters that the search space names."""
+        return MappingProxyType(dict(self._director.record.settings.space.params))
+
+    # What the tuner calls
+
+    def halt(self, reason: str) -> None:
+        """Stop at the next item, everything saved. Safe to call from a signal handler."""
+        self._halt = reason
+
+    def unsaved_steps(self) -> int:
+        """Steps that an exception now throws away."""
+        return 0 if self._runner is None else self._runner.unsaved + len(self._pending)
+
+    def close(self) -> None:
+        """Leave the optimizer as an ordinary one."""
+        if self._runner is not None:
+            self._runner.rates.close()
+
+    def _start(self, loader: Iterable[Any], epochs: int | None) -> Runner:
+        """Make the runner at the first call; give it a feed at each."""
+        _refuse_distributed()
+        optimizer = self._tuned_optimizer()
+        epoch = self.epoch
+        generators = [t for name, t in self._tracked.items() if type(t).__name__.endswith(("Generator", "Random"))]
+        feed = Feed(loader, epoch=epoch, epochs=epochs, memory=self._replay_memory, generators=generators)
+        if self._runner is None:
+            self._runner = Runner(
+                self._director, self._tracked, Rates(optimizer), feed, self._validate, self._pending
+            )
+            if self._saved is not None:
+                feed.seek(position_of(self._saved["feed"]))
+                self._runner.resume(self._saved)
+                self._saved = None
+        self._feed = self._runner.feed = feed
+        return self._runner
+
+    def _tuned_optimizer(self) -> Optimizer:
+        names = sorted(self._optimizers)
+        if not names:
+            raise SessionError(
+                "`batches` needs a tracked optimizer: call `session.track(model=model, optimizer=optimizer)` first."
+            )
+        if self._tuned is None and len(names) > 1:
+            raise SettingError(f"{len(names)} optimizers are tracked: say which is tuned, `tuned=` one of {names}.")
+        name = names[0] if self._tuned is None else self._tuned
+        if name not in self._optimizers:
+            raise SettingError(f"tuned={name!r} is not a tracked optimizer; tracked: {names}.")
+        return self._optimizers[name]
+
+
+def _refuse_distributed() -> None:
+    with suppress(AttributeError):
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            size = torch.distributed.get_world_size()
+            if size > 1:
+                raise UnsupportedError(
+                    f"torch.distributed runs with {size} processes, which autolrs does not support yet: tune on one "
+                    "process and replay the exported schedule on all of them."
+                )

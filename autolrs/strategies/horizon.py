@@ -1,0 +1,272 @@
+"""The default strategy: judge a rate by a complete miniature of the rest of the run.
+
+A probe at rate eta from kept step s is the rest of the run in small: warm-up, plateau at eta, decay to zero, over a
+few per cent of the steps. What it ends at is compared with what the others ended at, on the same batches. So a
+rate is never rewarded for cashing in the gain of annealing early, which makes greedy search walk down (docs:
+algorithm; Wu et al. 2018, arXiv 1803.02021). The winner's state at the *end of its plateau* is kept as training;
+the annealed one is thrown away. What remains runs on the base schedule, which always decays to zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from autolrs.engine import remaining
+from autolrs.errors import SettingError
+from autolrs.protocols import Sampler
+from autolrs.records import (
+    Curve,
+    Decide,
+    Forecast,
+    Instruction,
+    Open,
+    Probe,
+    Probed,
+    Record,
+    Settings,
+    Stage,
+    Trial,
+    TrialState,
+)
+from autolrs.samplers import GPSampler
+from autolrs.schedules import Piece, base_pieces, cut
+from autolrs.strategies.common import (
+    PlannedStage,
+    all_diverged,
+    bounds_of,
+    gave_up,
+    objective_std,
+    observations,
+    of_stage,
+    recent,
+)
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Miniatures of the rest of the run as probes.
+
+    Attributes:
+        length: steps of a probe, as a share of the run's steps.
+        shortest: steps of a probe at least, whatever the share.
+        warmup: share of a probe that its rate rises.
+        decay: share of a probe that its rate decays.
+        first_share: share of the budget that the first search may spend.
+        adopt: keep the winner's plateau as training; False: start again from the checkpoint.
+        prune: stop probes that cannot win.
+        later: kept steps, as shares of the run, at which the rate is looked at again.
+        clear: a later stage changes the rate only for a gain of this many standard deviations.
+        sampler: proposes rates.
+    """
+
+    length: float = 0.04
+    shortest: int = 10
+    warmup: float = 0.1
+    decay: float = 0.4
+    first_share: float = 0.8
+    adopt: bool = True
+    prune_losers: bool = True
+    later: tuple[float, ...] = ()
+    clear: float = 2.0
+    sampler: Sampler = GPSampler()
+
+    name = "horizon"
+    search_budget = 0.3
+
+    def __post_init__(self) -> None:
+        for rule, holds in (
+            ("0 < length <= 0.5", 0 < self.length <= 0.5),
+            ("shortest >= 4", self.shortest >= 4),
+            ("0 <= warmup, 0 < decay, warmup + decay <= 1", 0 <= self.warmup <= 1 - self.decay < 1),
+            ("0 < first_share <= 1", 0 < self.first_share <= 1),
+            ("0 < later < 1, rising", all(a < b for a, b in zip((0.0, *self.later), (*self.later, 1.0), strict=True))),
+        ):
+            if not holds:
+                raise SettingError(f"`{rule}` must hold in strategy 'horizon', but got {self}.")
+
+    def plan(self, settings: Settings) -> tuple[PlannedStage, ...]:
+        """Stages, probes and their lengths, if no probe is stopped early."""
+        stages, spent = [], 0
+        for index, start in enumerate(self._starts(settings)):
+            length = self._length(settings)
+            probes = max(0, (self._allowance(settings, index) - spent) // length)
+            stages.append(PlannedStage(index, start, probes, length))
+            spent += probes * length
+        return tuple(stages)
+
+    def decide(self, record: Record) -> Instruction:
+        stage, starts = record.stage, self._starts(record.settings)
+        if stage is None or (stage.decided and record.kept_steps == stage.stop):
+            return Open(stage=len(record.stages), start=record.kept_steps, evaluate=True)
+        running = next((trial for trial in stage.trials if trial.state is TrialState.RUNNING), None)
+        if running is not None:  # lost in a crash
+            return self._probe(record, stage, running.number, running.rate, running.length)
+        length = self._length(record.settings)
+        if stage.room is not None:
+            length = min(length, stage.room)
+        left = min(remaining(record), self._allowance(record.settings, stage.index) - record.probe_steps)
+        if self._wants_more(record, stage) and length >= min(self.shortest, record.settings.steps) and left >= length:
+            low, high = bounds_of(record, stage)
+            first = record.settings.space.initial if stage.index == 0 else record.stages[-2].rate
+            number = len(stage.trials)
+            rate = self.sampler.propose(
+                observations(record),
+                bounds=(low, high),
+                stage=stage.index,
+                number=number,
+                seed=record.settings.seed,
+                first=first if first is not None and low <= first <= high else None,
+            )
+            return self._probe(record, stage, number, rate, length)
+        end = next((start for start in starts if start > stage.start), record.settings.steps)
+        return self._decide(record, stage, end)
+
+    def judge(self, record: Record, probed: Probed) -> Forecast | None:
+        """The loss at the miniature's end. A probe stopped early is judged where it stopped, with more doubt."""
+        if probed.objective is None:
+            return None
+        std = objective_std(probed)
+        if probed.state is TrialState.PRUNED:
+            start_loss = record.stages[probed.stage].start_loss
+            first = probed.first_loss if start_loss is None else start_loss
+            std += 0.25 * abs((first if first is not None else probed.objective) - probed.objective)
+        length = record.stages[probed.stage].trials[probed.number].length
+        return Forecast(at=float(length), mean=probed.objective, std=std)
+
+    def prune(self, record: Record, probe: Probe, curve: Curve) -> str:
+        """Stop where the probe has made less than half of the best one's progress by the same step.
+
+        Not before 40 % of the probe, and only against a finished probe: same start, same batches, so that the
+        difference of two smoothed losses says more than either.
+        """
+        stage = record.stages[probe.stage]
+        done = curve.offsets[-1] + 1 if len(curve) else 0
+        best = self._best(stage)
+        if not self.prune_losers or best is None or best.curve is None or done < 0.4 * probe.length:
+            return ""
+        rival = _until(best.curve, done)
+        start = best.first_loss if best.first_loss is not None else best.curve.losses[0]
+        gain, best_gain = start - recent(curve), start - recent(rival)
+        if best_gain > 0 and gain < 0.5 * best_gain - 2 * (curve.noise + rival.noise) / math.sqrt(len(curve) / 4):
+            return f"{gain / best_gain:.0%} of the best probe's progress at step {int(done)}"
+        return ""
+
+    def _starts(self, settings: Settings) -> list[int]:
+        return [0, *(round(share * settings.steps) for share in self.later)]
+
+    def _length(self, settings: Settings) -> int:
+        return min(settings.steps, max(self.shortest, round(self.length * settings.steps)))
+
+    def _allowance(self, settings: Settings, stage: int) -> int:
+        """Probe steps that may be spent by the end of this stage's search."""
+        later = len(self.later)
+        if stage >= later:
+            return settings.budget
+        first = self.first_share * settings.budget
+        return int(first + (settings.budget - first) * stage / later)
+
+    def _wants_more(self, record: Record, stage: Stage) -> bool:
+        """A later stage stops once its budget's share is spent; any stage once its epoch has no room."""
+        return not any(trial.steps == 0 and trial.state is TrialState.PRUNED for trial in stage.trials)
+
+    def _probe(self, record: Record, stage: Stage, number: int, rate: float, length: int) -> Probe:
+        pieces, plateau = self._miniature(rate, length, warm=stage.start == 0)
+        best = self._best(stage)
+        return Probe(
+            stage=stage.index,
+            number=number,
+            rate=rate,
+            length=length,
+            pieces=pieces,
+            keep=plateau if self.adopt else 0,
+            incumbent=best.number if best is not None else None,
+        )
+
+    def _miniature(self, rate: float, length: int, *, warm: bool) -> tuple[tuple[Piece, ...], int]:
+        """The rest of the run in small, in offsets, and the offset at which its plateau ends."""
+        warmup = round(self.warmup * length) if warm else 0
+        plateau = max(warmup, length - max(1, round(self.decay * length)))
+        pieces = base_pieces("wsd", rate=rate, start=0, stop=length, warmup=warmup, decay=(length - plateau) / length)
+        return pieces, plateau
+
+    def _best(self, stage: Stage) -> Trial | None:
+        done = [t for t in stage.trials if t.state is TrialState.COMPLETE and t.objective is not None]
+        return min(done, key=lambda t: (t.objective, t.number), default=None)
+
+    def _decide(self, record: Record, stage: Stage, stop: int) -> Decide:
+        previous = record.stages[-2].rate if stage.index else None
+        found = of_stage(observations(record), stage.index)
+        if all_diverged(stage) and previous is None:
+            raise gave_up(stage)
+        if not any(math.isfinite(o.value) for o in found):
+            rate = previous if previous is not None else record.settings.space.initial or record.own_rate
+            assert rate is not None
+            reason = "no probe fits the budget" if not stage.trials else "no probe ended well"
+            return self._kept(record, stage, stop, rate, None, f"kept {rate:.3g}: {reason}")
+        low, high = record.settings.space.bounds
+        index = self.sampler.best(observations(record), bounds=(low, high), stage=stage.index)
+        winner = _trial_of(stage, observations(record)[index].rate)
+        if previous is not None and not self._clearly_better(stage, winner, previous):
+            return self._kept(record, stage, stop, previous, None, f"kept {previous:.3g}: nothing clearly better")
+        return self._kept(record, stage, stop, winner.rate, winner, _why(stage, winner))
+
+    def _clearly_better(self, stage: Stage, winner: Trial, previous: float) -> bool:
+        old = next((t for t in stage.trials if math.isclose(t.rate, previous, rel_tol=1e-6) and t.forecast), None)
+        if old is None or old.forecast is None or winner.forecast is None:
+            return False
+        gain = old.forecast.mean - winner.forecast.mean
+        return gain > self.clear * math.hypot(old.forecast.std, winner.forecast.std)
+
+    def _kept(self, record: Record, stage: Stage, stop: int, rate: float, winner: Trial | None, reason: str) -> Decide:
+        """Warm-up and plateau of the winner's probe, then the base schedule for what remains of the run."""
+        settings, space = record.settings, record.settings.space
+        steps, start = settings.steps, stage.start
+        if winner is not None and self.adopt:
+            pieces, plateau = self._miniature(rate, winner.length, warm=start == 0)
+            adopted = tuple(piece.shifted(start) for piece in cut(pieces, 0, plateau))
+            warmup = 0
+        else:
+            adopted, plateau = (), 0
+            warmup = round(space.warmup * steps) if start == 0 else 0
+        rest = base_pieces(
+            space.schedule,
+            rate=rate,
+            start=start + plateau,
+            stop=steps,
+            warmup=warmup,
+            decay=min(1.0, space.decay * steps / (steps - start - plateau)),
+        )
+        return Decide(
+            stage=stage.index,
+            rate=rate,
+            stop=stop,
+            pieces=(*adopted, *rest),
+            winner=None if winner is None else winner.number,
+            adopt=plateau,
+            reason=reason,
+        )
+
+
+def _until(curve: Curve, steps: float) -> Curve:
+    """The part of `curve` before offset `steps`."""
+    count = max(1, sum(offset < steps for offset in curve.offsets))
+    return replace(curve, offsets=curve.offsets[:count], losses=curve.losses[:count], rates=curve.rates[:count])
+
+
+def _trial_of(stage: Stage, rate: float) -> Trial:
+    return next(trial for trial in stage.trials if trial.rate == rate and trial.forecast is not None)
+
+
+def _why(stage: Stage, winner: Trial) -> str:
+    """One line for people: the winner against its nearest rival."""
+    assert winner.forecast is not None
+    others = [t for t in stage.trials if t.forecast is not None and t is not winner and t.state is TrialState.COMPLETE]
+    text = f"kept {winner.rate:.3g}: its miniature ended at {winner.forecast.mean:.4g}"
+    if not others:
+        return text
+    rival = min(others, key=lambda t: t.forecast.mean if t.forecast else math.inf)
+    assert rival.forecast is not None
+    gap = rival.forecast.mean - winner.forecast.mean
+    spread = math.hypot(rival.forecast.std, winner.forecast.std)
+    return f"{text}, {rival.rate:.3g} {gap:+.2g} ± {spread:.1g}"

@@ -1,0 +1,467 @@
+"""`tune` and `attach`: set up a study, a director and a session, run the user's loop, and see it ended well."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import math
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from autolrs import engine
+from autolrs.director import Director
+from autolrs.errors import IdentityError, SettingError, UnfinishedError, UnknownNameError, UnsupportedError
+from autolrs.protocols import Callback, CurveModel, Strategy
+from autolrs.records import Elapsed, Lost, Record, Settings, to_json
+from autolrs.session import Session
+from autolrs.space import SearchSpace
+from autolrs.storage import StudyStore
+from autolrs.strategies import strategy as strategy_of
+from autolrs.study import Study
+
+log = logging.getLogger("autolrs")
+
+Resume = Literal["auto", "never", "must"]
+
+
+def tune(
+    train: Callable[[Session], Any],
+    *,
+    steps: int,
+    space: str | Path | SearchSpace = "default",
+    strategy: str | Strategy = "horizon",
+    search_budget: float | None = None,
+    curve_model: str | CurveModel = "auto",
+    executor: str = "serial",
+    workers: int = 1,
+    storage: str | None = None,
+    name: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    replay_memory: int | str = "1GiB",
+    max_seconds: float | None = None,
+    resume: Resume = "auto",
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    options: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+    tuned: str | None = None,
+    allow_pickle: bool = False,
+    takeover: bool = False,
+) -> Study:
+    """Train with `train` for `steps` optimizer steps, and find the learning-rate schedule meanwhile.
+
+    Args:
+        train: an ordinary training loop that takes a `Session`; what it returns becomes `study.result`.
+        steps: kept optimizer steps of the whole run.
+        space: name of a shipped search space, path of a YAML file, or a `SearchSpace`.
+        strategy: "horizon", "autolrs", or a `protocols.Strategy`.
+        search_budget: probe steps at most, as a share of `steps`; None: the strategy's own (horizon 0.3,
+            autolrs 1.0); 0: plain training on the base schedule at the optimizer's own rate.
+        curve_model: "auto", "exponential", or a `protocols.CurveModel`.
+        executor: "serial".
+        storage: None: a journal file in ./autolrs-runs/NAME; a folder; or any Optuna storage URL.
+        name: of the study; None: the function's name and 8 hex digits of the settings that identify it.
+        checkpoint_dir: where checkpoints go; None: beside the journal.
+        checkpoint_every: kept steps between checkpoints; None: max(100, steps / 50).
+        replay_memory: bytes of recorded batches at most, as a number or like "1GiB".
+        max_seconds: stop, resumable, after this wall time.
+        resume: "auto": go on with an unfinished study of that name, else start one (NAME-2, ... after a finished
+            one); "must": it has to exist, unfinished; "never": always start a new one.
+        seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
+        options: parameters of the strategy, such as {"length": 0.03, "sampler.acquisition": "ei"}.
+        args: reach `train` as `session.args`.
+        tuned: name, in `track`, of the optimizer to tune, where several are tracked.
+        allow_pickle: store tracked objects that only pickle can store, and load them again.
+        takeover: own the study even though another process does; that one stops at its next write.
+
+    Returns:
+        The finished `Study`: its schedule, cost, losses, trials and weights.
+
+    Raises:
+        SettingError: an argument breaks its rule.
+        UnfinishedError: `train` returned before the run was done.
+        StoppedError: Ctrl-C, SIGTERM or `max_seconds`; all is saved, and the same call goes on.
+        DivergedError: the loss is not finite at any rate tried.
+        Exception: whatever `train` or a callback raises, unchanged; the study is saved.
+    """
+    if executor != "serial" or workers != 1:
+        if executor not in ("serial", "ray"):
+            raise UnknownNameError.of("executor", executor, ("serial", "ray"))
+        raise UnsupportedError(
+            f"executor={executor!r} with workers={workers} is not there yet: use executor='serial', workers=1."
+        )
+    run = _Run.open(
+        base_name=_function_name(train),
+        steps=steps,
+        space=space,
+        strategy=strategy,
+        search_budget=search_budget,
+        curve_model=curve_model,
+        storage=storage,
+        name=name,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        replay_memory=replay_memory,
+        max_seconds=max_seconds,
+        resume=resume,
+        seed=seed,
+        callbacks=callbacks,
+        options=options,
+        args=args,
+        tuned=tuned,
+        allow_pickle=allow_pickle,
+        takeover=takeover,
+    )
+    with run:
+        _seed_everything(seed)
+        run.finish(train(run.session))
+    return run.study
+
+
+class attach:  # noqa: N801 - used like a function
+    """The same session for a loop you own; all of `tune`'s settings but executor and workers.
+
+    >>> with autolrs.attach(model=model, optimizer=optimizer, steps=1000, space="sgd") as session:  # doctest: +SKIP
+    ...     for x, y in session.batches(loader):
+    ...         ...
+    ...         session.report(loss)
+    ... session.study.schedule
+
+    Objects to track are given by name (`model=`, `optimizer=`, `scaler=`, ...). Nothing is seeded. Run the script
+    again to resume.
+    """
+
+    def __init__(self, *, steps: int, name: str | None = None, **settings: Any) -> None:
+        known = inspect.signature(tune).parameters.keys() - {"train", "executor", "workers", "steps", "name"}
+        tracked = {key: settings.pop(key) for key in list(settings) if key not in known}
+        self._tracked = tracked
+        defaults = {key: inspect.signature(tune).parameters[key].default for key in known}
+        self._run = _Run.open(base_name="attach", steps=steps, name=name, **(defaults | settings))
+        self.session = self._run.session
+
+    def __enter__(self) -> Session:
+        self._run.__enter__()
+        try:
+            self.session.track(**self._tracked)
+        except BaseException as error:
+            self._run.__exit__(type(error), error, None)
+            raise
+        return self.session
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if kind is None:
+                self._run.finish(None)
+        except BaseException as failure:
+            self._run.__exit__(type(failure), failure, None)
+            raise
+        self._run.__exit__(kind, error, trace)
+        if kind is None:
+            self.session.study = self._run.study
+
+
+@dataclass
+class _Run:
+    """One process's work on a study, from lock to release."""
+
+    store: StudyStore
+    director: Director
+    session: Session
+    began: float = 0.0
+    result: Any = None
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        base_name: str,
+        steps: int,
+        space: str | Path | SearchSpace,
+        strategy: str | Strategy,
+        search_budget: float | None,
+        curve_model: str | CurveModel,
+        storage: str | None,
+        name: str | None,
+        checkpoint_dir: str | Path | None,
+        checkpoint_every: int | None,
+        replay_memory: int | str,
+        max_seconds: float | None,
+        resume: Resume,
+        seed: int,
+        callbacks: Sequence[Callback],
+        options: Mapping[str, Any] | None,
+        args: Mapping[str, Any] | None,
+        tuned: str | None,
+        allow_pickle: bool,
+        takeover: bool,
+    ) -> Self:
+        """Check every setting before anything is written, then open the study."""
+        if isinstance(strategy, str):
+            strategy = strategy_of(strategy, options, curve_model)
+        elif options:
+            raise SettingError("`options` go with a strategy's name; give the strategy object its parameters itself.")
+        settings = settings_of(
+            steps=steps,
+            space=space if isinstance(space, SearchSpace) else SearchSpace.load(space),
+            strategy=strategy,
+            search_budget=search_budget,
+            curve_model=curve_model if isinstance(curve_model, str) else type(curve_model).__name__,
+            checkpoint_every=checkpoint_every,
+            seed=seed,
+        )
+        memory = _bytes(replay_memory)
+        if max_seconds is not None and not max_seconds > 0:
+            raise SettingError(f"`max_seconds > 0` must hold, but got ({max_seconds=}).")
+        store, record = _open_study(
+            name or f"{base_name}-{_digest(settings)}",
+            settings,
+            resume,
+            storage=storage,
+            checkpoint_dir=checkpoint_dir,
+            allow_pickle=allow_pickle,
+            takeover=takeover,
+        )
+        try:
+            deadline = time.monotonic() + max_seconds if max_seconds is not None else 0.0
+            director = Director(record, strategy, store, callbacks, deadline)
+            session = Session(director, args=args, tuned=tuned, replay_memory=memory)
+        except BaseException:
+            store.close()
+            raise
+        return cls(store, director, session)
+
+    def __enter__(self) -> Self:
+        self.began = time.monotonic()
+        self._signals = _signals(self.session)
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._signals.__exit__(None, None, None)
+        try:
+            if kind is not None and (lost := self.session.unsaved_steps()):
+                self.director.tell(Lost(lost))
+            self.director.tell(Elapsed(time.monotonic() - self.began))
+        except Exception:
+            if kind is None:
+                raise
+            log.exception("the study could not be brought up to date while another error was on its way")
+        finally:
+            self.session.close()
+            self.store.close()
+
+    def finish(self, result: Any) -> None:
+        """The loop is over: see that the run is, too."""
+        record = self.director.record
+        if not record.finished:
+            raise UnfinishedError(
+                f"the loop ended after {record.kept_steps} of {record.settings.steps} steps: let "
+                "`session.batches` end by itself (no `break` or `return` inside), and in an epoch loop of your own "
+                "go on `while not session.done`. What is done is saved; run it again to go on."
+            )
+        self.result = result
+        if result is not None:
+            self.store.save_result(result)
+
+    @property
+    def study(self) -> Study:
+        return Study(
+            self.director.record,
+            name=self.store.name,
+            storage=self.store.location,
+            directory=self.store.checkpoints.directory,
+            result=self.result,
+            environment=self.store.extra,
+        )
+
+
+def settings_of(
+    *,
+    steps: int,
+    space: SearchSpace,
+    strategy: Strategy,
+    search_budget: float | None = None,
+    curve_model: str = "auto",
+    checkpoint_every: int | None = None,
+    seed: int = 0,
+) -> Settings:
+    """The settings that a run is stored under.
+
+    Raises:
+        SettingError: one breaks its rule.
+    """
+    budget = strategy.search_budget if search_budget is None else search_budget
+    for rule, value, holds in (
+        ("steps >= 1, an integer", steps, isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1),
+        ("0 <= search_budget <= 100", budget, isinstance(budget, int | float) and 0 <= budget <= 100),
+        ("0 <= seed < 2**32, an integer", seed, isinstance(seed, int) and 0 <= seed < 2**32),
+        (
+            "checkpoint_every >= 1, an integer",
+            checkpoint_every,
+            checkpoint_every is None or (isinstance(checkpoint_every, int) and checkpoint_every >= 1),
+        ),
+    ):
+        if not holds:
+            raise SettingError(f"`{rule}` must hold, but got {value!r}.")
+    return Settings(
+        steps=steps,
+        budget=math.floor(budget * steps + 1e-9),
+        seed=seed,
+        space=space,
+        strategy=strategy.name,
+        options=_plain_options(strategy),
+        curve_model=curve_model,
+        checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 50)),
+    )
+
+
+def _plain_options(strategy: Strategy) -> dict[str, Any]:
+    """A strategy's parameters as plain values, for people and for comparing studies."""
+    if not is_dataclass(strategy):
+        return {"repr": type(strategy).__name__}
+    values = {f.name: getattr(strategy, f.name) for f in fields(strategy)}
+    return {
+        key: {"kind": type(value).__name__} | asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
+        for key, value in values.items()
+    }
+
+
+_IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model")
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """What must not change when a study is resumed."""
+    plain = json.loads(json.dumps(to_json(settings)))
+    return {key: plain[key] for key in _IDENTITY}
+
+
+def _digest(settings: Settings) -> str:
+    return hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> tuple[StudyStore, Record]:
+    """The study to work on: an unfinished one, or a new one under a free name."""
+    if resume not in ("auto", "never", "must"):
+        raise UnknownNameError.of("resume mode", resume, ("auto", "never", "must"))
+    base, number = name, 1
+    while resume == "never" and StudyStore.exists(name, where["storage"]):
+        number, name = number + 1, f"{base}-{number + 1}"
+    while True:
+        store = StudyStore.open(name, **where, create=resume != "must")
+        try:
+            old = store.settings
+            if old is None:
+                store.create_settings(settings, environment())
+                return store, Record(settings)
+            record = engine.replay(old, store.events())
+            if not record.finished:
+                _check_identity(name, old, settings)
+                _check_environment(store.extra)
+                return store, record
+            if resume == "must" or _identity(old) != _identity(settings):
+                raise _finished(name, old, settings)
+        except BaseException:
+            store.close()
+            raise
+        store.close()
+        number, name = number + 1, f"{base}-{number + 1}"
+        log.warning("the study is finished: starting another under the name %s", name)
+
+
+def _check_identity(name: str, old: Settings, new: Settings) -> None:
+    was, now = _identity(old), _identity(new)
+    changed = [f"{key} was {was[key]!r}, now {now[key]!r}" for key in _IDENTITY if was[key] != now[key]]
+    if changed:
+        raise IdentityError(
+            f"study {name!r} was begun with other settings: {'; '.join(changed)}. Put them back to resume it, or "
+            "choose another name."
+        )
+
+
+def _finished(name: str, old: Settings, new: Settings) -> IdentityError:
+    if new.steps > old.steps:
+        return IdentityError(
+            f"study {name!r} is finished: its {old.steps} steps are done and its decay to zero is spent, so it cannot "
+            f"be extended to {new.steps}. Start a new study with the steps you want (another name)."
+        )
+    return IdentityError(f"study {name!r} is finished; choose another name, or resume='auto' with the same settings.")
+
+
+def environment() -> dict[str, Any]:
+    """What "bit for bit" depends on."""
+    return {
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _check_environment(old: Mapping[str, Any]) -> None:
+    now = environment()
+    changed = [f"{key} was {old[key]}, now {now[key]}" for key in now if key in old and old[key] != now[key]]
+    if changed:
+        log.warning("resuming under other conditions (%s): not bit for bit the same run", "; ".join(changed))
+
+
+def _function_name(train: Callable[..., Any]) -> str:
+    name = getattr(train, "__name__", type(train).__name__)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] or "train"
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what user code draws from
+    torch.manual_seed(seed)
+
+
+def _bytes(size: int | str) -> int:
+    """Bytes of a number or of a text like "512MiB"."""
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?\s*", size)
+        if found is None:
+            raise SettingError(f"`replay_memory` must be bytes or like '512MiB', but got {size!r}.")
+        unit = found[2] or "B"
+        base = 1024 if "i" in unit else 1000
+        size = int(float(found[1]) * base ** "BKMGT".index(unit[0]))
+    if size < 0:
+        raise SettingError(f"`replay_memory >= 0` must hold, but got ({size=}).")
+    return size
+
+
+@contextmanager
+def _signals(session: Session) -> Iterator[None]:
+    """SIGINT and SIGTERM stop at the next item, saved; a second SIGINT raises at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        session.halt(signal.Signals(number).name)
+
+    for number in old:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

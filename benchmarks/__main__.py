@@ -1,0 +1,47 @@
+"""Benchmarks of autolrs. Run from the repository's root.
+
+python -m benchmarks baselines     fixed schedules on every task -> benchmarks/results/baselines.csv (continues)
+python -m benchmarks tuned         autolrs on every task         -> benchmarks/results/tuned.csv (continues)
+python -m benchmarks table         both                          -> docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks import baselines
+from benchmarks.tasks import TASKS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("baselines", "tuned"):
+        command = commands.add_parser(name)
+        command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+        command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    commands.choices["baselines"].add_argument("--budget-minutes", type=float, default=60)
+    commands.choices["tuned"].add_argument("--strategies", nargs="+", default=["horizon", "autolrs"])
+    commands.add_parser("table")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.command == "table":
+        from benchmarks.table import write
+
+        write()
+        return
+    tasks = [TASKS[name] for name in given.tasks]
+    if given.command == "baselines":
+        baselines.run_all(tasks, given.seeds, given.budget_minutes)
+    else:
+        from benchmarks import tuned
+
+        tuned.run_all(tasks, given.strategies, given.seeds)
+
+
+if __name__ == "__main__":
+    main()
