@@ -13,6 +13,7 @@ Notation
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,8 @@ class Candidates:
     @property
     def incumbent(self) -> Array:
         """Lowest mean among the tried points, at each node.   (h, 1)"""
-        return self.mean[:, self.tried].min(1, keepdims=True)
+        lowest: Array = self.mean[:, self.tried].min(1, keepdims=True)
+        return lowest
 
 
 Acquisition = Callable[[Candidates], Array]
@@ -126,14 +128,16 @@ def expected_improvement(candidates: Candidates) -> Array:
 
     z = (candidates.incumbent - candidates.mean) / candidates.std
     improvement = candidates.std * (z * ndtr(z) + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
-    return candidates.weights @ improvement
+    scores: Array = candidates.weights @ improvement
+    return scores
 
 
 def lower_confidence_bound(candidates: Candidates) -> Array:
     """-(mean - kappa * standard deviation) of the mixture (Srinivas et al. 2010, eq. 6; AutoLRS, sec. 4.1).   (g,)"""
     mean = candidates.weights @ candidates.mean
     variance = candidates.weights @ (candidates.std**2 + (candidates.mean - mean) ** 2)
-    return candidates.kappa * np.sqrt(variance) - mean
+    scores: Array = candidates.kappa * np.sqrt(variance) - mean
+    return scores
 
 
 def max_value_entropy(candidates: Candidates) -> Array:
@@ -163,9 +167,11 @@ def log_noisy_expected_improvement(candidates: Candidates) -> Array:
     from botorch.acquisition.logei import qLogNoisyExpectedImprovement
     from botorch.acquisition.objective import LinearMCObjective
     from botorch.sampling.normal import SobolQMCNormalSampler
+    from linear_operator.utils.warnings import NumericalWarning
 
     minus = torch.tensor([-1.0], dtype=torch.float64, device="cpu")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)  # jitter on the covariance of neighbouring points
         acquisition = qLogNoisyExpectedImprovement(
             candidates.model,
             candidates.X[np.unique(candidates.tried)],

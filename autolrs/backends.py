@@ -51,15 +51,11 @@ def masked_url(url: str) -> str:
     'postgresql://me:***@host/db?sslpassword=***'
     """
     scheme, separator, rest = url.partition("://")
-    host = re.match(r"[^/?#]*", rest)
-    login = host[0] if host else ""
-    # A password that was not quoted may hold "/" or "@"; one that looks like a port is a port.
-    plain = "@" not in login and (":" not in login or login.rpartition(":")[2].isdigit())
-    if separator and not plain:
-        end = len(login) if "@" in login and "@" not in rest[len(login) :].partition("?")[0] else len(rest)
-        user, _, target = rest[:end].rpartition("@")
-        if ":" in user:
-            rest = f"{user.partition(':')[0]}:***@{target}{rest[end:]}"
+    login = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, _, after = login.partition("@")[0].partition(":")
+    # A password that was not quoted may hold any of "/?#@": it ends at the last "@". A mere number is a port.
+    if separator and after and "@" in rest and not ("@" not in login and after.isdigit()):
+        rest = f"{user}:***@{rest.rpartition('@')[2]}"
     return scheme + separator + _SECRET.sub(r"\1***", rest)
 
 
@@ -115,9 +111,10 @@ def writing_to(place: str) -> Iterator[None]:
 def _speaking_of(place: str, kind: type[AutoLRSError], *more: type[Exception]) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
+    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.OptunaError, *more)
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, *more) as error:
+    except kinds as error:
         text = f"{error} {error.__cause__ or ''}".replace(place, masked_url(place)).strip()
     else:
         return

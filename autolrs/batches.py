@@ -136,11 +136,18 @@ class Feed:
             PassEnded: no pass is left.
             LoaderError: a whole pass yields nothing.
         """
-        if self._mark is None and self._iterator is not None and not self._recording:
-            for item in self._iterator:
-                self._index += 1
-                return item
-        return self._draw_slowly()
+        if self._cursor < len(self._recording):
+            return self._play()
+        if self._mark is None or self._overflown:
+            return self._draw_live()
+        return self._record()
+
+    def live(self) -> Iterator[Any] | None:
+        """The loader's own iterator, if items may be taken from it as they come; `skip` what was taken."""
+        return self._iterator if self._mark is None and not self._recording else None
+
+    def skip(self, items: int) -> None:
+        self._index += items
 
     def mark(self) -> None:
         """Start recording here, to come back to this place. Items before it are forgotten."""
@@ -219,11 +226,7 @@ class Feed:
         self._index = position.index
         return how
 
-    def _draw_slowly(self) -> Any:
-        if self._cursor < len(self._recording):
-            return self._play()
-        if self._mark is None or self._overflown:
-            return self._draw_live()
+    def _record(self) -> Any:
         before = self._rng()
         item = self._draw_live()
         after = self._rng()

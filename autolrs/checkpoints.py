@@ -28,12 +28,13 @@ _TAG: Final = re.compile(r"(?!step-)[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the manifest knows of one file."""
+    """What the manifest knows of one file. `former`: checksum of the file that it is about to replace."""
 
     step: int
     tag: str
     size: int
     sha256: str
+    former: str = ""
 
 
 class CheckpointStore:
@@ -104,13 +105,14 @@ class CheckpointStore:
 
         entries = self._entries()
 
-        def unlist() -> None:
-            # The manifest describes the old file: a kill between the two must not make the new one look damaged.
-            if entries.pop(name, None):
-                self._write_manifest(entries)
+        def announce() -> None:
+            # Until the rename is done and listed, the old file and the new one are both right.
+            if name in entries:
+                new = Entry(step, tag, hashing.size, hashing.sha.hexdigest(), former=entries[name].sha256)
+                self._write_manifest(entries | {name: new})
 
         try:
-            replace_file(path, write, before=unlist)
+            replace_file(path, write, before=announce)
             entries[name] = Entry(step, tag, hashing.size, hashing.sha.hexdigest())
             self._write_manifest(entries)
         except OSError as error:
@@ -131,15 +133,14 @@ class CheckpointStore:
         path = self.path(key)
         entry = self._entries()[path.name]
         try:
-            size = path.stat().st_size
-            if size != entry.size:
-                raise CheckpointError(f"checkpoint {path} is damaged: {size:,} bytes instead of {entry.size:,}.")
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise CheckpointError(f"checkpoint {path} is missing, though the manifest lists it.") from error
-        if sha256 != entry.sha256:
-            raise CheckpointError(f"checkpoint {path} is damaged: its checksum is not the manifest's.")
+                size = file.tell()
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {path} is listed but cannot be read: {error.strerror}.") from error
+        if sha256 not in (entry.sha256, entry.former):
+            how = f"{size:,} bytes instead of {entry.size:,}" if size != entry.size else "its checksum is wrong"
+            raise CheckpointError(f"checkpoint {path} is damaged: {how}.")
         return codec.load(path, allow_pickle=self._allow_pickle)
 
     def latest(self, at_most: int | None = None) -> tuple[int, Any, list[str]]:

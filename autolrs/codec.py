@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ _NATIVE: Final = {
     "float64": "F64",
 }
 """Tensor dtypes that every safetensors reader knows; others are stored as bytes."""
+
+_HOLLOW: Final = re.compile(r"u?int[1-7]|bits.*|q.*")
+"""Dtypes that torch itself cannot copy, or that need more than their bytes."""
 
 _COMPRESSED: Final = {
     "sparse_csr": ("crow_indices", "col_indices"),
@@ -190,7 +194,8 @@ class _Encoder:
         import torch
 
         layout = _name(tensor.layout)
-        if tensor.is_quantized or tensor.is_meta or layout not in ("strided", "sparse_coo", *_COMPRESSED):
+        known = layout in ("strided", "sparse_coo", *_COMPRESSED) and not _HOLLOW.fullmatch(_name(tensor.dtype))
+        if tensor.is_meta or not known:
             return self._other(tensor, path)
         if layout == "sparse_coo":
             parts = [self._tensor(tensor._indices(), path), self._tensor(tensor._values(), path)]

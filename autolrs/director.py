@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from autolrs.engine import apply, decide, roll_back
 from autolrs.protocols import Callback, Strategy
@@ -14,6 +14,9 @@ from autolrs.records import Curve, Decide, Decided, Event, Instruction, Probe, P
 from autolrs.snapshot import Tree, rng_preserved
 
 log = logging.getLogger("autolrs")
+
+BEAT_SECONDS: Final = 1.0
+"""How often a run says where it is, so that what a crash throws away can be counted."""
 
 
 class Checkpoints(Protocol):
@@ -45,13 +48,22 @@ class Director:
     """
 
     def __init__(
-        self, record: Record, strategy: Strategy, store: Store, callbacks: Sequence[Callback] = (), deadline: float = 0.0
+        self,
+        record: Record,
+        strategy: Strategy,
+        store: Store,
+        *,
+        callbacks: Sequence[Callback] = (),
+        deadline: float = 0.0,
+        events: int = 0,
     ) -> None:
         self.record = record
         self._strategy = strategy
         self._store = store
         self._callbacks = tuple(callbacks)
         self._deadline = deadline
+        self._began = self._last_beat = time.monotonic()
+        self._events = events  # stored so far
 
     def next(self) -> Instruction:
         """What to do now; decisions are stored on the way."""
@@ -76,12 +88,15 @@ class Director:
 
     def progress(self, instruction: Instruction, done: int, loss: float) -> str:
         """Tell the callbacks how far the instruction is; return why to stop, or ""."""
-        self._store.heartbeat({"kept_steps": self.record.kept_steps, "running": done})
+        now = time.monotonic()
+        if now - self._last_beat > BEAT_SECONDS:
+            self._last_beat = now
+            self._store.heartbeat({"events": self._events, "running": done, "seconds": now - self._began})
         if self._callbacks:
             with rng_preserved():
                 for callback in self._callbacks:
                     callback.on_progress(self.record, instruction, done, loss)
-        return "max_seconds is over" if self._deadline and time.monotonic() > self._deadline else ""
+        return "max_seconds is over" if self._deadline and now > self._deadline else ""
 
     def save(self, step: int, tree: Tree, *, final: bool = False) -> None:
         """Write the checkpoint of kept step `step`; the one before it stays, in case this one is damaged."""
@@ -100,6 +115,7 @@ class Director:
             event = replace(event, forecast=self._strategy.judge(self.record, event))
         record = apply(self.record, event)
         self._store.append(event)
+        self._events += 1
         self.record = record
         for callback in self._callbacks:
             callback.on_event(record, event)

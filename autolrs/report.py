@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -11,9 +12,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autolrs.records import Record, TrialState
+from autolrs.records import Record, Settings, TrialState
 from autolrs.schedules import Piece
+from autolrs.space import SearchSpace
 from autolrs.study import Cost, Study, probe_rows
+
+if TYPE_CHECKING:
+    from autolrs.strategies.common import PlannedStage
 
 _STYLES: Final = {
     TrialState.COMPLETE: "green",
@@ -40,6 +45,42 @@ def report(study: Study, *, wide: bool = False) -> RenderableType:
     if record.roll_backs:
         parts.append(_titled("Roll-backs", Text("\n".join(record.roll_backs), style="yellow")))
     return Group(*parts, _titled("Cost", cost_table(study.cost)))
+
+
+def summary(study: Study) -> RenderableType:
+    """What a run that has just ended came to."""
+    grid = _grid("", "")
+    grid.add_row(Text("study", "dim"), Text(f"{study.name} in {study.storage}", "bold"))
+    grid.add_row(Text("final loss", "dim"), Text(number(study.final_loss, 6), "bold"))
+    if study.result is not None:
+        grid.add_row(Text("result", "dim"), Text(str(study.result)))
+    grid.add_row(Text("weights", "dim"), Text(str(study.checkpoint())))
+    schedule = _titled("Schedule", schedule_table(study.record.pieces, study.record.ratios))
+    return Group(grid, schedule, _titled("Cost", cost_table(study.cost)))
+
+
+def plan_table(settings: Settings, stages: Sequence[PlannedStage]) -> RenderableType:
+    """What a run will do, and cost at most, before any of it is paid."""
+    table = _table("stage >", "from step >", "probes >", "steps each >", "probe steps >")
+    for stage in stages:
+        cells = (stage.stage, stage.start, stage.probes, stage.length, stage.probes * stage.length)
+        table.add_row(*(f"{cell:,}" for cell in cells))
+    total = sum(stage.probes * stage.length for stage in stages)
+    cost = f"{total:,} probe steps at most (budget {settings.budget:,}) beside {settings.steps:,} kept steps"
+    return Group(table, "", Text(cost), Text(f"search cost at most {total / settings.steps:.3f}", "bold"))
+
+
+def spaces_table() -> RenderableType:
+    """The shipped search spaces."""
+    table = _table("name", "for", "rates", "schedule", "warm-up >", "reference")
+    for name in SearchSpace.names():
+        space = SearchSpace.load(name)
+        low, high = space.bounds
+        table.add_row(
+            *(name, space.optimizer, f"{number(low)} – {number(high)}", space.schedule, f"{space.warmup:.3g}"),
+            Text(space.reference, "dim"),
+        )
+    return table
 
 
 def schedule_table(pieces: tuple[Piece, ...], ratios: tuple[float, ...]) -> RenderableType:
@@ -92,7 +133,7 @@ def duration(seconds: float) -> str:
 def _header(study: Study) -> RenderableType:
     record, settings = study.record, study.record.settings
     space, low, high = settings.space, *settings.space.bounds
-    options = ", ".join(f"{key}={value}" for key, value in settings.options.items())
+    options = ", ".join(f"{key}={value}" for key, value in changed_options(settings).items())
     status = Text("finished", "green") if record.finished else Text(f"at step {record.kept_steps:,}", "yellow")
     exact = Text("yes: a plain loop with this schedule and seed ends the same", "green")
     if not study.exact:
@@ -112,6 +153,25 @@ def _header(study: Study) -> RenderableType:
     ):
         grid.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(value))
     return grid
+
+
+def changed_options(settings: Settings) -> dict[str, Any]:
+    """The strategy's parameters that are not its defaults; the sampler's as "sampler.kappa" and so on."""
+    from autolrs.strategies import STRATEGIES, strategy
+
+    known = settings.strategy in STRATEGIES
+    return _changed(settings.options, strategy(settings.strategy) if known else None)
+
+
+def _changed(options: Mapping[str, Any], default: object, prefix: str = "") -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in options.items():
+        usual = getattr(default, key, None)
+        if isinstance(value, Mapping):
+            changed |= _changed(value, usual, f"{prefix}{key}.")
+        elif value != usual and (key, value) != ("kind", type(default).__name__):
+            changed[prefix + key] = value
+    return changed
 
 
 def _stages(record: Record) -> Table:
@@ -156,7 +216,11 @@ def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
     for heading in headings:
         right = heading.endswith(" >")
-        table.add_column(heading.removesuffix(" >"), justify="right" if right else "left", no_wrap=heading != "why")
+        table.add_column(
+            heading.removesuffix(" >"),
+            justify="right" if right else "left",
+            no_wrap=heading not in ("why", "reference"),
+        )
     return table
 
 

@@ -7,6 +7,7 @@ where the losses of the last window are read in one transfer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -58,8 +59,8 @@ class _Segment:
     """The instruction being carried out, and the losses read so far."""
 
     instruction: Probe | Train
-    rate: Callable[[int], float]
-    start: int  # argument of `rate` at the first step
+    schedule: Schedule
+    start: int  # argument of `schedule` at the first step
     stop: int
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -231,7 +232,7 @@ class Runner:
         stops.append((now // READ + 1) * READ)
         if isinstance(probe := segment.instruction, Probe):
             stops += [offset for offset in (probe.keep, *_validation_points(probe)) if offset > now]
-        self.window = [segment.rate(step) for step in range(now, min(stops))]
+        self.window = segment.schedule.over(now, min(stops))
 
     def _take(self) -> list[float]:
         """Read the pending losses into the segment, in one transfer."""
@@ -247,7 +248,7 @@ class Runner:
         segment = self._segment
         assert segment is not None
         losses = self._take()
-        bad = next((loss for loss in losses if not math.isfinite(loss)), None)
+        bad = next(itertools.filterfalse(math.isfinite, losses), None)
         if isinstance(segment.instruction, Train):
             if bad is not None:
                 self._roll_back(segment, bad)
@@ -257,7 +258,7 @@ class Runner:
             self._end_probe(segment, TrialState.DIVERGED, f"loss {bad}")
         else:
             self._read_probe(segment, segment.instruction)
-        why = self._director.progress(segment.instruction, len(segment.losses), math.fsum(losses) / len(losses))
+        why = self._director.progress(segment.instruction, len(segment.losses), sum(losses) / len(losses))
         if why:
             self.stop(why)
 
@@ -389,14 +390,17 @@ def _validation_points(probe: Probe) -> list[int]:
 
 
 def _to_floats(losses: list[Tensor]) -> list[float]:
-    """One transfer where the losses allow it.
+    """All in one transfer, where they are on one device.
 
     Raises:
         SessionError: a loss is not a scalar.
     """
-    for loss in losses:
-        if loss.numel() != 1:
-            raise SessionError(f"`report` needs a scalar loss, but got shape {tuple(loss.shape)}: reduce it first.")
-    if len({(loss.dtype, loss.device, loss.shape) for loss in losses}) == 1:
-        return [float(value) for value in torch.stack(losses).flatten().tolist()]
-    return [float(loss) for loss in losses]
+    try:
+        if losses[0].device.type == "cpu" or len({loss.device for loss in losses}) > 1:
+            return [loss.item() for loss in losses]
+        return [float(loss) for loss in torch.stack([loss.reshape(()) for loss in losses]).tolist()]
+    except RuntimeError as error:
+        shapes = [tuple(loss.shape) for loss in losses if loss.numel() != 1]
+        if not shapes:
+            raise
+        raise SessionError(f"`report` needs a scalar loss, but got shape {shapes[0]}: reduce it first.") from error

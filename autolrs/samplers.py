@@ -110,10 +110,15 @@ class GPSampler:
         points = _points(observations, bounds)
         here = [point for point in points if point.stage == stage]
         if not here:
-            start = self._last_best(observations, bounds)
-            return _rate(0.5, bounds) if start is first is None else _clip(start or first or 0.0, bounds)
+            start = self._last_best(observations, bounds) or first
+            return _rate(0.5, bounds) if start is None else _clip(start, bounds)
         x = _opening(points) if len(here) == len(points) else None
-        return _rate(self._follow(points, here, [seed, stage, number]) if x is None else x, bounds)
+        if x is None:
+            import torch
+
+            with torch.device("cpu"):  # whatever the program that trains has made its default
+                x = self._follow(points, here, [seed, stage, number])
+        return _rate(x, bounds)
 
     def best(self, observations: Sequence[Observation], *, bounds: Bounds, stage: int) -> int:
         """Index of the stage's tried rate with the lowest posterior mean.
@@ -126,15 +131,35 @@ class GPSampler:
         tried = [index for index, trial in enumerate(observations) if trial.stage == stage and _finished(trial)]
         if not tried:
             raise ValueError(f"stage {stage} has no finished, finite trial among {len(observations)} observations.")
-        model = self._fit([point for point in _points(observations, bounds) if not point.pending])
         x = [_unit(observations[index].rate, bounds) for index in tried]
-        with torch.no_grad():
+        with torch.device("cpu"), torch.no_grad():
+            model = self._fit([point for point in _points(observations, bounds) if not point.pending])
             mean = model.posterior(_tensor([(u, stage) for u in x])).mean[:, 0].tolist()
         # Ties up to rounding go to the lower rate, so that neither order nor units decide them.
         return min(
             zip(tried, x, mean, strict=True),
             key=lambda item: (round(item[2], 9), item[1], observations[item[0]].value),
         )[0]
+
+    def posterior(
+        self, observations: Sequence[Observation], *, bounds: Bounds, stage: int, rates: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation [loss] that `stage`'s search now expects of `rates`; for people.
+
+        Raises:
+            ValueError: no finished, finite observation of that stage.
+        """
+        import torch
+
+        here = [trial for trial in observations if trial.stage == stage]
+        if not any(map(_finished, here)):
+            raise ValueError(f"stage {stage} has no finished, finite trial among {len(observations)} observations.")
+        past = [trial for trial in observations if trial.stage <= stage and not trial.pending]
+        size, start, progress = _scale(here)
+        with torch.no_grad():
+            posterior = self._fit(_points(past, bounds)).posterior(_tensor([(_unit(r, bounds), stage) for r in rates]))
+        means = [size * (start + progress * y) for y in posterior.mean[:, 0].tolist()]
+        return means, [size * progress * std for std in posterior.variance[:, 0].sqrt().tolist()]
 
     def _last_best(self, observations: Sequence[Observation], bounds: Bounds) -> float | None:
         """Best rate of the last stage that has one."""
@@ -233,9 +258,7 @@ def _points(observations: Sequence[Observation], bounds: Bounds) -> list[_Point]
     """All observations in the surrogate's units, those of each stage by its own start loss and progress; sorted, so
     that their order does not matter."""
     stages = {trial.stage for trial in observations}
-    return sorted(
-        point for stage in stages for point in _scaled([t for t in observations if t.stage == stage], bounds)
-    )
+    return sorted(point for stage in stages for point in _scaled([t for t in observations if t.stage == stage], bounds))
 
 
 def _scaled(trials: Sequence[Observation], bounds: Bounds) -> list[_Point]:

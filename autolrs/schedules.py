@@ -60,16 +60,22 @@ class Piece:
 
     def rate(self, step: int) -> float:
         """Rate at `step`; at `stop`, the rate that the piece approaches."""
+        return self.over(step, step + 1)[0]
+
+    def over(self, start: int, stop: int) -> list[float]:
+        """Rates at the steps [start, stop)."""
+        first, rise = self.first, self.last - self.first
         if self.shape == "constant":
-            return self.first
+            return [first] * (stop - start)
         begin = self.start if self.begin is None else self.begin
-        end = self.stop if self.end is None else self.end
-        u = (step - begin) / (end - begin)
+        span = (self.stop if self.end is None else self.end) - begin
+        if self.shape == "linear":
+            return [first + rise * ((step - begin) / span) for step in range(start, stop)]
         if self.shape == "cosine":
-            u = 0.5 - 0.5 * math.cos(math.pi * u)
-        elif self.shape == "sqrt":
-            u = math.sqrt(u)
-        return self.first + (self.last - self.first) * u
+            return [
+                first + rise * (0.5 - 0.5 * math.cos(math.pi * ((step - begin) / span))) for step in range(start, stop)
+            ]
+        return [first + rise * math.sqrt((step - begin) / span) for step in range(start, stop)]
 
     def between(self, start: int, stop: int) -> Piece:
         """The part of this piece within [start, stop), with the same rates at the same steps."""
@@ -138,6 +144,14 @@ class Schedule:
         if step >= self.steps:
             return self.pieces[-1].rate(self.steps)
         return self.pieces[bisect_right(self._starts, step) - 1].rate(step)
+
+    def over(self, start: int, stop: int) -> list[float]:
+        """The rates at the steps [start, stop), all planned, in one go."""
+        rates: list[float] = []
+        for piece in self.pieces:
+            if piece.start < stop and start < piece.stop:
+                rates += piece.over(max(start, piece.start), min(stop, piece.stop))
+        return rates
 
     def rates(self, step: int) -> tuple[float, ...]:
         """Rate of every parameter group at `step`."""

@@ -113,7 +113,10 @@ class Session:
                 "`for batch in session.batches(loader)`"
                 + ("." if self._optimizers else ", after `session.track(model=model, optimizer=optimizer)`.")
             )
-        self._pending.append(loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(float(loss)))
+        try:
+            self._pending.append(loss.detach())  # type: ignore[union-attr]
+        except AttributeError:
+            self._pending.append(torch.tensor(float(loss), dtype=torch.float64))
 
     def batches(self, loader: Iterable[Item], *, epochs: int | None = None) -> Iterator[Item]:
         """Yield the loader's items until the run is done, setting the rate before each.
@@ -131,30 +134,44 @@ class Session:
             raise SessionError("`batches` is already being iterated: leave one loop before the next.")
         runner = self._start(loader, epochs)
         self._iterating = True
-        feed, pending, rates = runner.feed, self._pending, runner.rates
         try:
             while runner.turn():
-                window = runner.window
                 try:
-                    while (done := len(pending)) < len(window):
-                        rates.apply(window[done])
-                        while True:
-                            if self._halt:
-                                runner.stop(self._halt)
-                            yield feed.draw()
-                            if len(pending) > done:
-                                break
-                        if len(pending) > done + 1:
-                            raise SessionError(
-                                f"`report` was called {len(pending) - done} times for one item: call it once per "
-                                "optimizer step."
-                            )
+                    yield from self._window(runner)
                 except PassEnded:
                     if not runner.cut():
                         return
         finally:
             self._iterating = False
-            rates.release()
+            runner.rates.release()
+
+    def _window(self, runner: Runner) -> Iterator[Any]:
+        """Items until the losses are read next. The inner loop is all that most steps cost."""
+        feed, pending, window, apply = runner.feed, self._pending, runner.window, runner.rates.apply
+        done, size, exhausted = len(pending), len(window), False
+        apply(window[done])
+        while done < size:
+            if self._halt:
+                runner.stop(self._halt)
+            live = None if exhausted else feed.live()
+            items, taken = (feed.draw(),) if live is None else live, 0
+            exhausted = live is not None  # if the loop below runs out
+            for item in items:
+                taken += 1
+                yield item
+                if len(pending) == done:
+                    continue  # a micro-batch
+                done += 1
+                if len(pending) != done:
+                    raise SessionError(
+                        "`report` was called twice for one item: call it once per optimizer step, at its end."
+                    )
+                if done == size or self._halt:
+                    exhausted = False
+                    break
+                apply(window[done])
+            if live is not None:
+                feed.skip(taken)
 
     # What the loop may read
 

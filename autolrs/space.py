@@ -49,15 +49,14 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         for key in ("name", "optimizer", "schedule", "reference"):
-            _check(isinstance(value := getattr(self, key), str), f"`{key}` must be a text", **{key: value})
+            text = getattr(self, key)
+            _check(isinstance(text, str), f"`{key}` must be a text", **{key: text})
         _check(self.name != "", "`name` must not be empty", name=self.name)
         low, high = self._set("bounds", _pair(self.bounds))
         _check(0 < low < high < math.inf, "`0 < low < high < inf` must hold for `bounds`", low=low, high=high)
         if self.initial is not None:
             initial = self._set("initial", _number("initial", self.initial))
-            _check(
-                low <= initial <= high, "`initial` must lie within `bounds`", initial=initial, bounds=(low, high)
-            )
+            _check(low <= initial <= high, "`initial` must lie within `bounds`", initial=initial, bounds=(low, high))
         _check(self.schedule in BASES, f"`schedule` must be one of {', '.join(BASES)}", schedule=self.schedule)
         warmup = self._set("warmup", _number("warmup", self.warmup))
         _check(0 <= warmup < 1, "`0 <= warmup < 1` must hold (a share of the run)", warmup=warmup)

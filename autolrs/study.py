@@ -75,6 +75,7 @@ class Study:
         directory: Path,
         result: object = None,
         environment: Mapping[str, Any] | None = None,
+        url: str | None = None,
     ) -> None:
         self.record = record
         self.name = name
@@ -82,6 +83,7 @@ class Study:
         self.directory = directory
         self.result = result
         self.environment = dict(environment or {})
+        self._url = url or storage  # with the password, if there is one
 
     def __repr__(self) -> str:
         record = self.record
@@ -168,14 +170,15 @@ class Study:
 
     @property
     def optuna_study(self) -> optuna.Study:
-        """The same study as Optuna sees it: a trial for each probe.
+        """The same study as Optuna sees it: a trial for each probe. For reading.
 
         Raises:
             StudyNotFoundError: the storage no longer has it.
+            SettingError: the storage needs its password: use `load_study(name, storage).optuna_study`.
         """
-        from autolrs.storage import optuna_study
+        from autolrs.storage import StudyStore
 
-        return optuna_study(self.name, self.storage)
+        return StudyStore.open(self.name, storage=self._url, readonly=True).optuna_study
 
 
 PROBE_COLUMNS: Final = (
@@ -294,14 +297,17 @@ def load_study(name: str, storage: str | None = None) -> Study:
         StudyNotFoundError: there is none; the message lists those that exist.
     """
     from autolrs.engine import replay
-    from autolrs.storage import read_study
+    from autolrs.storage import StudyStore
 
-    stored = read_study(name, storage)
-    return Study(
-        replay(stored.settings, stored.events),
-        name=name,
-        storage=stored.storage,
-        directory=stored.directory,
-        result=stored.result,
-        environment=stored.environment,
-    )
+    with StudyStore.open(name, storage=storage, readonly=True) as store:
+        settings, result = store.settings, store.result or {}
+        assert settings is not None, "`open` finds only studies that have settings"
+        return Study(
+            replay(settings, store.events()),
+            name=name,
+            storage=store.location,
+            directory=store.checkpoints.directory,
+            result=result.get("value", result.get("repr")),
+            environment=store.extra,
+            url=storage,
+        )

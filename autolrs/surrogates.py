@@ -21,7 +21,7 @@ import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from torch import Tensor
 from autolrs.errors import UnknownNameError
 
 Array = NDArray[np.float64]
-tensor = partial(torch.tensor, dtype=torch.float64, device="cpu")
+_tensor = partial(torch.tensor, dtype=torch.float64, device="cpu")
 
 FORGETTING: Final = 0.4
 """eps: how much is forgotten from one stage to the next; .4 was best on real responses."""
@@ -66,10 +66,12 @@ class Prior:
     @property
     def nodes(self) -> Tensor:
         """Three-point Gauss-Hermite nodes: they integrate a quintic in log-space exactly.   (3,)"""
-        return self.median * torch.exp(self.spread * math.sqrt(3) * tensor([-1.0, 0.0, 1.0]))
+        return self.median * torch.exp(self.spread * math.sqrt(3) * _tensor([-1.0, 0.0, 1.0]))
 
 
 _NODE_WEIGHTS: Final = (1 / 6, 2 / 3, 1 / 6)
+_ALL: Final = torch.arange(27, device="cpu")
+"""Numbers of the nodes; the lengthscale varies slowest, the noise fastest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Priors:
         mean: constant prior mean.
     """
 
-    lengthscale: Prior = Prior(0.3, 0.5)
+    lengthscale: Prior = Prior(0.15, 0.5)
     outputscale: Prior = Prior(0.25, 0.8)
     noise: Prior = Prior(0.003, 1.2)
     mean: float = 0.0
@@ -114,32 +116,31 @@ class QuadratureGP(Model):
     def __init__(self, X: Tensor, Y: Tensor, Yvar: Tensor, priors: Priors | None = None) -> None:
         super().__init__()
         priors = priors or Priors()
-        rules = (priors.lengthscale, priors.outputscale, priors.noise)
-        grid = torch.cartesian_prod(*(prior.nodes for prior in rules))
-        self.lengthscale, self.outputscale, self.noise = (column[:, None, None] for column in grid.unbind(-1))
-        self.mean = priors.mean
-        self.X = X
-        K = self._kernel(X, X) + torch.diag_embed(Yvar.clamp_min(MIN_VARIANCE).mT + self.noise[..., 0])
+        self.X, self.mean, self.lengthscales = X, priors.mean, priors.lengthscale.nodes
+        # Only three of the 27 kernels differ by more than a factor: node i has the lengthscale numbered i // 9.
+        self.outputscale, self.noise = torch.cartesian_prod(priors.outputscale.nodes, priors.noise.nodes).repeat(3, 1).T
+        K = self._kernel(X, X, _ALL) + torch.diag_embed(Yvar.clamp_min(MIN_VARIANCE).mT + self.noise[:, None])
         self.L = torch.linalg.cholesky(K)
         residual = torch.linalg.solve_triangular(self.L, (Y - self.mean).expand(len(K), -1, -1), upper=False)
         self.alpha = torch.linalg.solve_triangular(self.L.mT, residual, upper=True)
         # log N(Y; mean, K) up to the constant that all nodes share (Rasmussen & Williams 2006, eq. 2.30)
         evidence = -0.5 * residual.square().sum((-2, -1)) - self.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        prior = torch.cartesian_prod(*(tensor(_NODE_WEIGHTS) for _ in rules)).log().sum(-1)
+        prior = torch.cartesian_prod(*[_tensor(_NODE_WEIGHTS)] * 3).log().sum(-1)
         self.weights = torch.softmax(evidence + prior, 0)
 
-    def _kernel(self, A: Tensor, B: Tensor) -> Tensor:
-        """Covariances of A (..., a, 2) and B (..., b, 2) at every node: (..., h, a, b)."""
+    def _kernel(self, A: Tensor, B: Tensor, at: Tensor) -> Tensor:
+        """Covariances of A (..., a, 2) and B (..., b, 2) at the nodes numbered `at`: (..., h, a, b)."""
         difference = (A[..., :, None, :] - B[..., None, :, :]).unsqueeze(-4)
-        return self.outputscale * (
-            matern52(difference[..., 0] / self.lengthscale) * stage_correlation(difference[..., 1])
-        )
+        response = matern52(difference[..., 0] / self.lengthscales[:, None, None])
+        unscaled = response * stage_correlation(difference[..., 1])
+        covariance: Tensor = self.outputscale[at, None, None] * unscaled[..., at // 9, :, :]
+        return covariance
 
-    def _joint(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (..., h, q) and covariance (..., h, q, q) of the noise-free response, at every node."""
-        across = self._kernel(X, self.X)
-        V = torch.linalg.solve_triangular(self.L, across.mT, upper=False)
-        return self.mean + (across @ self.alpha)[..., 0], self._kernel(X, X) - V.mT @ V
+    def _joint(self, X: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (..., h, q) and covariance (..., h, q, q) of the noise-free response, at the nodes numbered `at`."""
+        across = self._kernel(X, self.X, at)
+        V = torch.linalg.solve_triangular(self.L[at], across.mT, upper=False)
+        return self.mean + (across @ self.alpha[at])[..., 0], self._kernel(X, X, at) - V.mT @ V
 
     @property
     def num_outputs(self) -> int:
@@ -160,17 +161,17 @@ class QuadratureGP(Model):
 
         `observation_noise=True` adds the mean of the unknown noise; a tensor (..., q, 1) is added as it is.
         """
-        mean, covariance = self._joint(X)
+        mean, covariance = self._joint(X, _ALL)
         w = self.weights[:, None]
         centre = (w * mean).sum(-2)
         spread = mean - centre.unsqueeze(-2)
         # Law of total covariance over the nodes.
         total = (w[..., None] * covariance).sum(-3) + (w * spread).mT @ spread
-        added = tensor(_JITTER).expand(centre.shape)
+        added = _tensor(_JITTER).expand(centre.shape)
         if isinstance(observation_noise, Tensor):
             added = added + observation_noise[..., 0]
         elif observation_noise:
-            added = added + (self.weights * self.noise[:, 0, 0]).sum()
+            added = added + self.weights @ self.noise
         posterior = GPyTorchPosterior(MultivariateNormal(centre, total + torch.diag_embed(added)))
         return posterior if posterior_transform is None else posterior_transform(posterior)
 
@@ -180,18 +181,13 @@ class QuadratureGP(Model):
 
         Nodes of less than a thousandth of the largest weight are left out: they cost much and change nothing.
         """
-        kept = self.weights > 1e-3 * self.weights.max()
-        mean, covariance = self._joint(X)
-        weights = self.weights[kept]
-        return (
-            (weights / weights.sum()).numpy(),
-            mean[kept].numpy(),
-            covariance[kept].numpy(),
-            self.noise[kept, 0, 0].numpy(),
-        )
+        kept = (self.weights > 1e-3 * self.weights.max()).nonzero()[:, 0]
+        mean, covariance = self._joint(X, kept)
+        weights = self.weights[kept] / self.weights[kept].sum()
+        return weights.numpy(), mean.numpy(), covariance.numpy(), self.noise[kept].numpy()
 
 
-class MapGP(SingleTaskGP):  # type: ignore[misc]  # BoTorch is untyped
+class MapGP(SingleTaskGP):
     """BoTorch's `SingleTaskGP` with the same kernel and priors, its hyperparameters fitted by MAP.
 
     The check twin of `QuadratureGP`: slower, and it takes one set of hyperparameters for granted. If the fit
@@ -235,7 +231,7 @@ class MapGP(SingleTaskGP):  # type: ignore[misc]  # BoTorch is untyped
     @torch.no_grad()
     def nodes(self, X: Tensor) -> tuple[Array, Array, Array, Array]:
         """As `QuadratureGP.nodes`, with one node."""
-        joint = self.posterior(X).distribution
+        joint = cast(GPyTorchPosterior, self.posterior(X)).distribution
         return (
             np.ones(1),
             joint.mean.numpy()[None],

@@ -238,7 +238,10 @@ class _Run:
         )
         try:
             deadline = time.monotonic() + max_seconds if max_seconds is not None else 0.0
-            director = Director(record, strategy, store, callbacks, deadline)
+            director = Director(
+                record, strategy, store, callbacks=callbacks, deadline=deadline, events=len(store.events())
+            )
+            _account_for_crash(store, director)
             session = Session(director, args=args, tuned=tuned, replay_memory=memory)
         except BaseException:
             store.close()
@@ -253,6 +256,12 @@ class _Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._signals.__exit__(None, None, None)
+        if error is not None:
+            record = self.director.record
+            error.add_note(
+                f"study {self.store.name!r} in {self.store.location} has {record.kept_steps} of {record.settings.steps} "
+                "steps saved: run the same again to go on."
+            )
         try:
             if kind is not None and (lost := self.session.unsaved_steps()):
                 self.director.tell(Lost(lost))
@@ -381,6 +390,16 @@ def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> 
         store.close()
         number, name = number + 1, f"{base}-{number + 1}"
         log.warning("the study is finished: starting another under the name %s", name)
+
+
+def _account_for_crash(store: StudyStore, director: Director) -> None:
+    """If the last process on this study was killed, count what it lost, as of its last heartbeat."""
+    events, beat = store.events(), store.last_heartbeat()
+    if not events or isinstance(events[-1], Elapsed) or beat is None:
+        return
+    if beat["events"] == len(events) and beat["running"]:
+        director.tell(Lost(beat["running"]))
+    director.tell(Elapsed(beat["seconds"]))
 
 
 def _check_identity(name: str, old: Settings, new: Settings) -> None:

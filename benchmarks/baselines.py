@@ -23,6 +23,10 @@ FINALISTS: Final = 2
 """Rates of each family that are run with every seed, not the first one only."""
 
 
+Run = tuple[Task, str, float, int]
+"""Task, base schedule, peak rate, seed."""
+
+
 class PlainSession:
     """The four calls of a session around an ordinary loop: a rate before each batch, and the end of the run."""
 
@@ -62,9 +66,7 @@ def run(task: Task, method: str, rate: float, seed: int) -> Row:
     result = task.train(session)
     wall = time.perf_counter() - start
     validation_loss = float(session.validation_loss())
-    return Row(
-        task.name, method, rate, seed, validation_loss, result["test_loss"], task.steps, 0, round(wall, 2)
-    )
+    return Row(task.name, method, rate, seed, validation_loss, result["test_loss"], task.steps, 0, round(wall, 2))
 
 
 def finalists(rows: Sequence[Row], task: Task, method: str, seed: int) -> list[float]:
@@ -73,20 +75,24 @@ def finalists(rows: Sequence[Row], task: Task, method: str, seed: int) -> list[f
     return [row.rate for row in sorted(found, key=lambda row: _or_inf(row.validation_loss))[:FINALISTS]]
 
 
-def wanted(rows: Sequence[Row], tasks: Sequence[Task], seeds: Sequence[int]) -> list[tuple[Task, str, float, int]]:
+def wanted(rows: Sequence[Row], tasks: Sequence[Task], seeds: Sequence[int]) -> list[Run]:
     """The runs still missing that can be named already, in order.
 
     All rates with the first seed; then with the others the finalists and cosine at the default rate.
     """
     done = {(*row.key, row.rate) for row in rows}
+
+    def missing(runs: Iterable[Run]) -> list[Run]:
+        return [run for run in runs if (run[0].name, run[1], run[3], run[2]) not in done]
+
     first, *others = seeds
     runs = [(task, method, rate, first) for task, method in product(tasks, FAMILIES) for rate in task.rates]
-    if all((task.name, method, seed, rate) in done for task, method, rate, seed in runs):
+    if not missing(runs):
         for seed, task, method in product(others, tasks, FAMILIES):
             untuned = [task.default_rate] if method == "cosine" else []
             rates = dict.fromkeys(finalists(rows, task, method, first) + untuned)
             runs += [(task, method, rate, seed) for rate in rates]
-    return [(task, method, rate, seed) for task, method, rate, seed in runs if (task.name, method, seed, rate) not in done]
+    return missing(runs)
 
 
 def run_all(tasks: Sequence[Task], seeds: Sequence[int], budget_minutes: float) -> None:

@@ -76,4 +76,4 @@ def read(paths: Iterable[Path]) -> list[Row]:
 
 def _row(values: dict[str, str]) -> Row:
     convert = {"int": int, "float": float, "str": str}
-    return Row(**{item.name: convert[str(item.type)](values[item.name]) for item in fields(Row)})  # type: ignore[arg-type]
+    return Row(**{item.name: convert[str(item.type)](values[item.name]) for item in fields(Row)})

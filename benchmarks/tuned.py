@@ -26,6 +26,7 @@ def run(task: Task, strategy: str, seed: int) -> Row:
     # As design has it: what the search cost is what was probed and not adopted, and what was rolled back.
     probes = cost.probe_steps - cost.adopted_steps + cost.discarded_steps
     assert study.final_loss is not None  # each task validates
+    assert isinstance(study.result, dict)
     return Row(
         task.name, strategy, rate, seed, study.final_loss, study.result["test_loss"], cost.kept_steps, probes,
         round(wall, 2),

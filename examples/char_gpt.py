@@ -22,7 +22,7 @@ WIDTH = 64
 
 
 @cache
-def data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
+def data() -> tuple[TensorDataset, ...]:
     """Windows of CONTEXT + 1 bytes; of each ten files eight are to train on, one to validate, one to test."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
@@ -88,4 +88,4 @@ def train(session: autolrs.Session) -> dict[str, float]:
 
 if __name__ == "__main__":
     study = autolrs.tune(train, steps=int(sys.argv[1]) if len(sys.argv) > 1 else STEPS, space="adamw")
-    print(study.schedule, study.cost, study.result, sep="\n")
+    print(study, study.cost, study.result, sep="\n")

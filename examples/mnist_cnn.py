@@ -19,7 +19,7 @@ STEPS = 1000
 
 
 @cache
-def data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
+def data() -> tuple[TensorDataset, ...]:
     """3,000 digits to train on, 1,000 to validate, 1,000 to test; the split is always the same."""
     pixels, labels = mnist_data()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
@@ -67,4 +67,4 @@ def train(session: autolrs.Session) -> dict[str, float]:
 
 if __name__ == "__main__":
     study = autolrs.tune(train, steps=int(sys.argv[1]) if len(sys.argv) > 1 else STEPS, space="sgd")
-    print(study.schedule, study.cost, study.result, sep="\n")
+    print(study, study.cost, study.result, sep="\n")

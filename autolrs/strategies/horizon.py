@@ -172,7 +172,6 @@ class Horizon:
 
     def _probe(self, record: Record, stage: Stage, number: int, rate: float, length: int) -> Probe:
         pieces, plateau = self._miniature(rate, length, warm=stage.start == 0)
-        best = self._best(stage)
         return Probe(
             stage=stage.index,
             number=number,
@@ -180,7 +179,7 @@ class Horizon:
             length=length,
             pieces=pieces,
             keep=plateau if self.adopt else 0,
-            incumbent=best.number if best is not None else None,
+            incumbent=self._incumbent(record, stage),
         )
 
     def _miniature(self, rate: float, length: int, *, warm: bool) -> tuple[tuple[Piece, ...], int]:
@@ -189,6 +188,18 @@ class Horizon:
         plateau = max(warmup, length - max(1, round(self.decay * length)))
         pieces = base_pieces("wsd", rate=rate, start=0, stop=length, warmup=warmup, decay=(length - plateau) / length)
         return pieces, plateau
+
+    def _incumbent(self, record: Record, stage: Stage) -> int | None:
+        """Number of the trial that would win if the search ended now: its plateau is worth keeping in memory."""
+        found = observations(record)
+        if not any(math.isfinite(o.value) for o in of_stage(found, stage.index)):
+            return None
+        return self._winner(record, stage).number
+
+    def _winner(self, record: Record, stage: Stage) -> Trial:
+        found = observations(record)
+        index = self.sampler.best(found, bounds=record.settings.space.bounds, stage=stage.index)
+        return stage.trials[index - sum(len(s.trials) for s in record.stages[: stage.index])]
 
     def _best(self, stage: Stage) -> Trial | None:
         done = [t for t in stage.trials if t.state is TrialState.COMPLETE and t.objective is not None]
@@ -204,9 +215,7 @@ class Horizon:
             assert rate is not None
             reason = "no probe fits the budget" if not stage.trials else "no probe ended well"
             return self._kept(record, stage, stop, rate, None, f"kept {rate:.3g}: {reason}")
-        low, high = record.settings.space.bounds
-        index = self.sampler.best(observations(record), bounds=(low, high), stage=stage.index)
-        winner = _trial_of(stage, observations(record)[index].rate)
+        winner = self._winner(record, stage)
         if previous is not None and not self._clearly_better(stage, winner, previous):
             return self._kept(record, stage, stop, previous, None, f"kept {previous:.3g}: nothing clearly better")
         return self._kept(record, stage, stop, winner.rate, winner, _why(stage, winner))
@@ -252,10 +261,6 @@ def _until(curve: Curve, steps: float) -> Curve:
     """The part of `curve` before offset `steps`."""
     count = max(1, sum(offset < steps for offset in curve.offsets))
     return replace(curve, offsets=curve.offsets[:count], losses=curve.losses[:count], rates=curve.rates[:count])
-
-
-def _trial_of(stage: Stage, rate: float) -> Trial:
-    return next(trial for trial in stage.trials if trial.rate == rate and trial.forecast is not None)
 
 
 def _why(stage: Stage, winner: Trial) -> str:

@@ -1,0 +1,302 @@
+"""The command line: `autolrs tune | show | plot | export | spaces | clean`.
+
+Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 an error of the user's, 2 wrong usage,
+3 stopped but resumable. Whatever is slow to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from autolrs.errors import AutoLRSError, SettingError, StoppedError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autolrs.strategies.common import PlannedStage
+
+USER_ERROR: Final = 1
+RESUMABLE: Final = 3
+INTERRUPTED: Final = 130  # what shells make of a SIGINT
+
+app = typer.Typer(
+    help="Tune a network's learning-rate schedule while it trains.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Resume(StrEnum):
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+class Format(StrEnum):
+    json = "json"
+    csv = "csv"
+    python = "python"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the study.", metavar="NAME")]
+Storage = Annotated[
+    str | None, typer.Option(help="Folder, or Optuna storage URL, of the study. [default: autolrs-runs]", metavar="URL")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"autolrs {version('autolrs')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def tune(
+    train: Annotated[str, typer.Argument(help="Your loop: train.py:train or package.module:train.", metavar="TRAIN")],
+    steps: Annotated[int, typer.Option(min=1, help="Kept optimizer steps of the whole run.")],
+    space: Annotated[str, typer.Option(help="Search space: its name (`autolrs spaces`) or a YAML file.")] = "default",
+    strategy: Annotated[str, typer.Option(help="horizon or autolrs.")] = "horizon",
+    search_budget: Annotated[
+        float | None, typer.Option(min=0, help="Probe steps / steps at most. [default: the strategy's]")
+    ] = None,
+    curve_model: Annotated[str, typer.Option(help="Extrapolates a probe's losses.")] = "auto",
+    executor: Annotated[str, typer.Option(help="Where probes run: serial.")] = "serial",
+    workers: Annotated[int, typer.Option(min=1, help="Probes at once.")] = 1,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs for each worker.")] = None,
+    storage: Storage = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study. [default: the function's and a hash]")] = None,
+    resume: Annotated[Resume, typer.Option(help="Go on with an unfinished study of that name.")] = Resume.auto,
+    seed: Annotated[int, typer.Option(help="Of the run and of the search.")] = 0,
+    checkpoint_dir: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Kept steps between checkpoints.")] = None,
+    replay_memory: Annotated[str, typer.Option(help="Memory for recorded batches.")] = "1GiB",
+    max_seconds: Annotated[float | None, typer.Option(help="Stop, resumable, after this time.")] = None,
+    tuned: Annotated[str | None, typer.Option(help="Name, in `track`, of the optimizer to tune.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Let checkpoints hold pickles.")] = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="Own a study that another process owns.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="strategy.KEY=VALUE or space.KEY=VALUE, as in YAML.")
+    ] = None,
+    arg: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for `session.args`.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print stages, probes and cost, and train nothing.")] = False,
+) -> None:
+    """Train, and find the learning-rate schedule meanwhile. The same command again resumes."""
+    with _errors():
+        from autolrs.arguments import load_train, parse, sections, space_with
+
+        if gpus_per_worker is not None and executor == "serial":
+            raise SettingError(f"--gpus-per-worker {gpus_per_worker:g} needs --executor ray.")
+        changes = sections(set_ or ())
+        session_args = parse(arg or (), "--arg")
+        searched = space_with(space, changes["space"])
+        function = load_train(train)
+        if plan:
+            _plan(steps, searched, strategy, search_budget, curve_model, changes["strategy"])
+            return
+        from autolrs.progress import ShowProgress
+        from autolrs.tuner import tune as run
+
+        console = _console(stderr=True)
+        with _logs(console), ShowProgress(console) as progress:
+            study = run(
+                function,
+                steps=steps,
+                space=searched,
+                strategy=strategy,
+                options=changes["strategy"],
+                search_budget=search_budget,
+                curve_model=curve_model,
+                executor=executor,
+                workers=workers,
+                storage=storage,
+                name=name,
+                resume=resume.value,
+                seed=seed,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_every=checkpoint_every,
+                replay_memory=replay_memory,
+                max_seconds=max_seconds,
+                tuned=tuned,
+                allow_pickle=allow_pickle,
+                takeover=takeover,
+                args=session_args,
+                callbacks=(progress,),
+            )
+        from autolrs.report import summary
+
+        _console().print(summary(study))
+
+
+@app.command()
+def show(name: Name, storage: Storage = None) -> None:
+    """Stages, probes, forecasts against what came true, schedule and cost of a study."""
+    with _errors():
+        from autolrs.report import show as show_study
+        from autolrs.study import load_study
+
+        show_study(load_study(name, storage), _console())
+
+
+@app.command()
+def plot(
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.png or FILE.html. [default: NAME.png]")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Schedule, losses, forecasts and surrogate of a study as a picture or a web page."""
+    with _errors():
+        from autolrs.plots import save
+        from autolrs.study import load_study
+
+        path = output or Path(f"{name}.png")
+        save(load_study(name, storage), path)
+        typer.echo(path)
+
+
+@app.command()
+def export(
+    name: Name,
+    form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.json,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File. [default: stdout]")] = None,
+    storage: Storage = None,
+) -> None:
+    """The tuned schedule for use elsewhere."""
+    with _errors():
+        from autolrs.exports import export as export_schedule
+        from autolrs.study import load_study
+
+        text = export_schedule(load_study(name, storage).schedule, form.value, name=name)
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            output.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def spaces() -> None:
+    """The search spaces that come with autolrs."""
+    with _errors():
+        from autolrs.report import spaces_table
+
+        _console().print(spaces_table())
+
+
+@app.command()
+def clean(name: Name, storage: Storage = None) -> None:
+    """Remove the checkpoints of a study but the final one, the last two, and what an open search needs."""
+    with _errors():
+        from autolrs.engine import replay
+        from autolrs.storage import StudyStore
+
+        with StudyStore.open(name, storage=storage, create=False) as store:
+            folder = store.checkpoints.directory
+            before = _bytes_in(folder)
+            settings = store.settings
+            assert settings is not None, "`open` finds only studies that have settings"
+            stage = replay(settings, store.events()).stage
+            store.checkpoints.prune(keep=2, protect={stage.start} if stage and not stage.decided else ())
+        typer.echo(
+            f"{(before - _bytes_in(folder)) / 1e6:.1f} MB removed, {_bytes_in(folder) / 1e6:.1f} MB kept in {folder}"
+        )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the `autolrs` command; always raises SystemExit."""
+    app(args=args)
+
+
+def _plan(
+    steps: int, space: Any, strategy: str, search_budget: float | None, curve_model: str, options: dict[str, Any]
+) -> None:
+    from autolrs.report import plan_table
+    from autolrs.strategies import strategy as strategy_of
+    from autolrs.tuner import settings_of
+
+    chosen = strategy_of(strategy, options, curve_model)
+    settings = settings_of(
+        steps=steps, space=space, strategy=chosen, search_budget=search_budget, curve_model=curve_model
+    )
+    stages: tuple[PlannedStage, ...] = chosen.plan(settings)  # type: ignore[attr-defined]  # those by name all have it
+    _console().print(plan_table(settings, stages))
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors as messages and exit codes; only what is not ours gets a traceback."""
+    try:
+        yield
+    except StoppedError as error:
+        _complain("stopped", error)
+        raise typer.Exit(RESUMABLE) from None
+    except AutoLRSError as error:
+        _complain("error", error)
+        raise typer.Exit(USER_ERROR) from None
+    except KeyboardInterrupt as error:
+        _complain("interrupted", error)
+        raise typer.Exit(INTERRUPTED) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        trace = error.__traceback__
+        while trace is not None and "autolrs" in Path(trace.tb_frame.f_code.co_filename).parts[-2:-1]:
+            trace = trace.tb_next
+        notes, error.__notes__ = getattr(error, "__notes__", []), []
+        typer.echo("".join(traceback.format_exception(type(error), error, trace or error.__traceback__)), err=True)
+        for note in notes:
+            typer.echo(note, err=True)
+        raise typer.Exit(USER_ERROR) from None
+
+
+def _complain(kind: str, error: BaseException) -> None:
+    for line in (f"{kind}: {error}" if str(error) else kind, *getattr(error, "__notes__", ())):
+        typer.echo(line, err=True)
+
+
+@contextmanager
+def _logs(console: Console) -> Iterator[None]:
+    """The library's log on `console` for a while."""
+    from rich.logging import RichHandler
+
+    log = logging.getLogger("autolrs")
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
