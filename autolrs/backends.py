@@ -101,7 +101,7 @@ def sql_exists(url: str) -> bool:
 
 
 @contextmanager
-def writing_to(place: str) -> Iterator[None]:
+def using(place: str) -> Iterator[None]:
     """Turns a database's errors into a CheckpointError that names `place`."""
     with _speaking_of(place, CheckpointError):
         yield

@@ -150,7 +150,7 @@ def tune(
 
 @app.command()
 def show(name: Name, storage: Storage = None) -> None:
-    """Stages, probes, forecasts against what came true, schedule and cost of a study."""
+    """Stages, probes, forecasts, schedule and cost of a study."""
     with _errors():
         from autolrs.report import show as show_study
         from autolrs.study import load_study
@@ -166,7 +166,7 @@ def plot(
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Schedule, losses, forecasts and surrogate of a study as a picture or a web page."""
+    """A study as a picture or a web page."""
     with _errors():
         from autolrs.plots import save
         from autolrs.study import load_study
@@ -206,7 +206,10 @@ def spaces() -> None:
 
 @app.command()
 def clean(name: Name, storage: Storage = None) -> None:
-    """Remove the checkpoints of a study but the final one, the last two, and what an open search needs."""
+    """Remove a study's checkpoints but the final and the last two.
+
+    While a search is going on, the checkpoint that it starts from stays, too.
+    """
     with _errors():
         from autolrs.engine import replay
         from autolrs.storage import StudyStore
@@ -300,3 +303,7 @@ def _logs(console: Console) -> Iterator[None]:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+if __name__ == "__main__":
+    main()

@@ -171,11 +171,10 @@ class _Encoder:
         return self._other(value, path)
 
     def _key(self, key: Any, path: str) -> Any:
-        import torch
-
-        if isinstance(key, torch.Tensor):
+        node = self.encode(key, f"{path}/(key)")
+        if isinstance(node, dict) and node.keys() & {"tensor", "sparse_coo", "compressed"}:
             raise UntrackableError(f"{_place(path)} is a dict with a tensor as a key; use its name or number.")
-        return self.encode(key, f"{path}/(key)")
+        return node
 
     def _torch(self, value: Any, path: str) -> Any:
         import torch

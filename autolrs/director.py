@@ -10,7 +10,20 @@ from typing import Any, Final, Protocol
 
 from autolrs.engine import apply, decide, roll_back
 from autolrs.protocols import Callback, Strategy
-from autolrs.records import Curve, Decide, Decided, Event, Instruction, Probe, Probed, Record, RolledBack, TrialState
+from autolrs.records import (
+    Curve,
+    Decide,
+    Decided,
+    Event,
+    Instruction,
+    Probe,
+    Probed,
+    Record,
+    Reverted,
+    RolledBack,
+    TrialState,
+    from_json,
+)
 from autolrs.snapshot import Tree, rng_preserved
 
 log = logging.getLogger("autolrs")
@@ -77,6 +90,10 @@ class Director:
         with rng_preserved():
             self._tell(event)
 
+    def mute(self) -> None:
+        """An error is on its way: what is told from here on is stored, but the callbacks are left alone."""
+        self._callbacks = ()
+
     def prune(self, probe: Probe, curve: Curve) -> str:
         """Why a running probe should stop; "" to go on."""
         with rng_preserved():
@@ -103,12 +120,16 @@ class Director:
         self._store.checkpoints.save(step, tree, tag="final" if final else "")
         self._store.checkpoints.prune(keep=2)
 
-    def load(self) -> tuple[int, Tree]:
-        """The last good checkpoint at or before the record's kept step, and its step."""
+    def load(self) -> Tree:
+        """The checkpoint of the record's kept step; if it is damaged, the one before, to which the record goes back."""
         step, tree, damaged = self._store.checkpoints.latest(self.record.kept_steps)
         for message in damaged:
             log.warning("%s Going on from step %d.", message, step)
-        return step, tree
+        if step < self.record.kept_steps:
+            self.tell(Reverted(step, "the checkpoint of the last kept step is damaged"))
+        if tree["cause"] is not None and tree["roll_backs"] == len(self.record.roll_backs):
+            self.tell(from_json(tree["cause"]))  # a kill came between the roll-back's checkpoint and its record
+        return tree
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Probed) and event.state is not TrialState.DIVERGED:

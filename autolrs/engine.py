@@ -86,7 +86,8 @@ def decide(record: Record, strategy: Strategy) -> Instruction:
     if settings.budget == 0:
         return _plain(record)
     instruction = strategy.decide(record)
-    if isinstance(instruction, Probe) and instruction.length > remaining(record):
+    new = isinstance(instruction, Probe) and stage is not None and instruction.number == len(stage.trials)
+    if isinstance(instruction, Probe) and new and instruction.length > remaining(record):
         raise SettingError(
             f"strategy {strategy.name!r} asked for a probe of {instruction.length} steps in stage "
             f"{instruction.stage}, but {remaining(record)} of the budget of {settings.budget} are left."
@@ -150,26 +151,28 @@ def _started(record: Record, event: Started) -> Record:
 
 
 def _opened(record: Record, event: Opened) -> Record:
-    _expect(event.stage == len(record.stages) and event.start == record.kept_steps, record, event)
+    over = record.stage is None or record.stage.stop == record.kept_steps
+    _expect(over and event.stage == len(record.stages) and event.start == record.kept_steps, record, event)
     stage = Stage(event.stage, event.start, event.start_loss, event.room)
     calls = record.validation_calls + event.validations
     return replace(record, stages=(*record.stages, stage), validation_calls=calls)
 
 
 def _issued(record: Record, event: Issued) -> Record:
-    stage = record.stages[event.stage]
-    if event.number < len(stage.trials):  # issued again after a crash
-        return record
-    _expect(event.number == len(stage.trials) and not stage.decided, record, event)
+    stage = _searched(record, event, event.stage)
     trial = Trial(event.stage, event.number, event.rate, event.length)
+    if trial in stage.trials:  # issued again after a crash
+        return record
+    _expect(event.number == len(stage.trials) and record.kept_steps == stage.start, record, event)
     return _with_stage(record, replace(stage, trials=(*stage.trials, trial)))
 
 
 def _probed(record: Record, event: Probed) -> Record:
-    stage = record.stages[event.stage]
-    _expect(stage.trials[event.number].state is TrialState.RUNNING, record, event)
+    stage = _searched(record, event, event.stage)
+    running = [trial for trial in stage.trials if trial.state is TrialState.RUNNING and trial.number == event.number]
+    _expect(len(running) == 1 and 0 <= event.steps <= running[0].length, record, event)
     trial = replace(
-        stage.trials[event.number],
+        running[0],
         state=event.state,
         steps=event.steps,
         curve=event.curve,
@@ -188,8 +191,9 @@ def _probed(record: Record, event: Probed) -> Record:
 
 def _decided(record: Record, event: Decided) -> Record:
     decision = event.decision
-    stage = record.stages[decision.stage]
-    _expect(not stage.decided and decision.stop > stage.start, record, event)
+    stage = _searched(record, event, decision.stage)
+    covered = decision.pieces and decision.pieces[0].start == stage.start < decision.stop <= decision.pieces[-1].stop
+    _expect(bool(covered) and decision.pieces[-1].stop <= record.settings.steps, record, event)
     stage = replace(
         stage,
         rate=decision.rate,
@@ -203,16 +207,22 @@ def _decided(record: Record, event: Decided) -> Record:
 
 
 def _trained(record: Record, event: Trained) -> Record:
-    _expect(event.start == record.kept_steps < event.stop, record, event)
+    _expect(event.start == record.kept_steps < event.stop <= record.settings.steps, record, event)
     kept = Kept(event.start, event.stop, event.curve, event.adopted)
     return replace(record, kept=(*record.kept, kept), kept_steps=event.stop)
 
 
 def _rolled_back(record: Record, event: RolledBack) -> Record:
-    end = record.pieces[-1].stop
-    before, after = cut(record.pieces, 0, event.to), cut(record.pieces, event.to, end)
+    _expect(bool(record.pieces) and event.to == record.kept_steps <= event.at, record, event)
+    before, after = cut(record.pieces, 0, event.to), cut(record.pieces, event.to, record.settings.steps)
+    # The rate that a later search starts from, and falls back on, is the lowered one.
+    stages = tuple(
+        replace(stage, rate=stage.rate * event.factor) if stage.rate and stage.stop and stage.stop > event.to else stage
+        for stage in record.stages
+    )
     return replace(
         record,
+        stages=stages,
         pieces=(*before, *(piece.scaled(event.factor) for piece in after)),
         discarded_steps=record.discarded_steps + event.at - event.to,
         roll_backs=(*record.roll_backs, f"{event.reason}, back to {event.to}, rate x {event.factor:g}"),
@@ -220,9 +230,10 @@ def _rolled_back(record: Record, event: RolledBack) -> Record:
 
 
 def _reverted(record: Record, event: Reverted) -> Record:
+    _expect(event.to in {0, *(part.stop for part in record.kept[:-1])}, record, event)
     kept = tuple(part for part in record.kept if part.stop <= event.to)
     lost = record.lost_steps + record.kept_steps - event.to
-    return replace(record, kept=kept, kept_steps=event.to, lost_steps=lost)
+    return replace(record, kept=kept, kept_steps=event.to, lost_steps=lost, finished=False, final_loss=None)
 
 
 def _lost(record: Record, event: Lost) -> Record:
@@ -234,7 +245,7 @@ def _elapsed(record: Record, event: Elapsed) -> Record:
 
 
 def _finished(record: Record, event: Finished) -> Record:
-    _expect(record.kept_steps == record.settings.steps, record, event)
+    _expect(record.kept_steps == record.settings.steps and not record.finished, record, event)
     calls = record.validation_calls + event.validations
     return replace(record, finished=True, final_loss=event.final_loss, validation_calls=calls)
 
@@ -256,6 +267,14 @@ _APPLY: Final[dict[type, Callable[[Record, Any], Record]]] = {
 
 def _with_stage(record: Record, stage: Stage) -> Record:
     return replace(record, stages=(*record.stages[: stage.index], stage, *record.stages[stage.index + 1 :]))
+
+
+def _searched(record: Record, event: Event, index: int) -> Stage:
+    """The stage that is being searched, which `event` must be about."""
+    stage = record.stage
+    _expect(stage is not None and stage.index == index and not stage.decided, record, event)
+    assert stage is not None
+    return stage
 
 
 def _expect(holds: bool, record: Record, event: Event) -> None:

@@ -47,6 +47,13 @@ class Mirror:
         elif isinstance(event, Decided):
             self._storage.set_study_user_attr(self._study_id, *_sentence(event.decision))
 
+    def creates(self, event: Event) -> bool:
+        """Whether showing the event makes a trial."""
+        if isinstance(event, Probed):
+            position, _ = self._issued.get((event.stage, event.number), (None, None))
+            return position is not None and position not in self._running
+        return isinstance(event, Issued)
+
     def repair(self, events: Sequence[Event]) -> None:
         """Make the trials what the events say; those left running by a crash become FAIL. Changes nothing twice."""
         trials = {

@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Final, cast
 
 from autolrs.schedules import Piece, Schedule
@@ -77,15 +78,15 @@ class Curve:
         n = len(losses)
         bins = min(points, n)
         edges = [round(i * n / bins) for i in range(bins + 1)] if bins else [0]
-        spans = list(zip(edges[:-1], edges[1:], strict=True))
+        spans = list(pairwise(edges))
         finite = [loss for loss in losses if math.isfinite(loss)]
         # Half the mean squared first difference is the noise variance of a slowly varying curve (von Neumann 1941).
-        differences = [(b - a) ** 2 for a, b in zip(finite[:-1], finite[1:], strict=True)]
-        variance = 0.5 * math.fsum(differences) / len(differences) if differences else 0.0
+        differences = [(b - a) * (b - a) for a, b in pairwise(finite)]
+        variance = 0.5 * _mean(differences) if differences else 0.0
         return cls(
             offsets=tuple((a + b - 1) / 2 for a, b in spans),
-            losses=tuple(math.fsum(losses[a:b]) / (b - a) if _all_finite(losses[a:b]) else math.nan for a, b in spans),
-            rates=tuple(math.fsum(rates[a:b]) / (b - a) for a, b in spans),
+            losses=tuple(_mean(losses[a:b]) if _all_finite(losses[a:b]) else math.nan for a, b in spans),
+            rates=tuple(_mean(rates[a:b]) for a, b in spans),
             noise=math.sqrt(variance * bins / n) if n else 0.0,
             stage=stage,
             start=start,
@@ -94,6 +95,13 @@ class Curve:
 
 def _all_finite(values: Sequence[float]) -> bool:
     return all(map(math.isfinite, values))
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # a diverging loss in double precision, just before it is inf
+        return math.fsum(value / len(values) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,6 @@ class Trial:
         length: planned updates; `steps` were really issued.
         objective: measured loss at its end (validation if there is one, else mean of the last training losses).
         forecast: the loss that the strategy expects of this rate at its horizon; None if the probe diverged.
-        truth: the same loss once training has come to that horizon; None until then.
     """
 
     stage: int
@@ -139,7 +146,7 @@ class Stage:
         start: kept step at which the stage starts.
         start_loss: objective at the start; None until known (no validation, no kept loss yet).
         room: updates that a probe may take at most (the user's own epoch ends there); None if unlimited.
-        rate: the chosen rate; None while undecided.
+        rate: the chosen rate, lowered by roll-backs; None while undecided.
         stop: kept step at which the stage ends; None while undecided.
         winner: number of the trial whose rate was chosen; None if it was nobody's.
         adopt: updates of the winner's probe that become kept training (0: restart from the checkpoint).
@@ -419,7 +426,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        items = {str(key): to_json(item) for key, item in value.items()}
+        return {"type": "map", "items": items} if "type" in items else items
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
@@ -435,6 +443,8 @@ def from_json(data: Any) -> Any:
         return data
     if data.get("type") == "float":
         return float(data["value"])
+    if data.get("type") == "map":
+        return {key: from_json(item) for key, item in data["items"].items()}
     values = {key: from_json(item) for key, item in data.items() if key != "type"}
     if "type" not in data:
         return values

@@ -31,10 +31,12 @@ from autolrs.records import (
     Opened,
     Probe,
     Probed,
+    RolledBack,
     Started,
     Train,
     Trained,
     TrialState,
+    to_json,
 )
 from autolrs.schedules import Schedule
 from autolrs.snapshot import Tracked, Tree, capture_rng, restore_rng, rng_preserved
@@ -212,12 +214,16 @@ class Runner:
             self._astray = False
         self.feed.release()
         self._stage, self._candidates = None, {}
-        self._segment = _Segment(instruction, Schedule(instruction.pieces), instruction.start, instruction.stop)
-        if adopted is not None:
-            _, self._segment.losses, self._segment.rates = adopted
-            self._end_stretch(self._segment, adopted=True)
+        segment = _Segment(instruction, Schedule(instruction.pieces), instruction.start, instruction.stop)
+        if adopted is None:
+            self._segment = segment
+        else:
+            _, segment.losses, segment.rates = adopted
+            self._end_stretch(segment, adopted=True)
 
     def _finish(self) -> None:
+        if self._director.record.finished:
+            return  # the last process ended after this, but before its loop returned
         if self._validate is not None:
             loss: float | None = self._measure()
         else:
@@ -310,18 +316,18 @@ class Runner:
     def _end_stretch(self, segment: _Segment, *, adopted: bool = False) -> None:
         """The kept run has come to `segment.now`: checkpoint first, then the record."""
         self._tail.extend(segment.losses)
-        self._segment = None
         self._save(segment.now)
+        self._segment = None
         self._director.tell(Trained(segment.start, segment.now, self._curve(segment), adopted))
 
     def _roll_back(self, segment: _Segment, loss: float) -> None:
         """Back to the last checkpoint with a lower rate, but on with the data: the same batches might do it again."""
+        tree = self._director.load()
         event = self._director.diverged(segment.now, loss)
-        _, tree = self._director.load()
         self._tail.clear()
         self.resume(tree)
         self._segment = None
-        self._save(event.to)
+        self._save(event.to, event)
         self._director.tell(event)
 
     def _curve(self, segment: _Segment) -> Curve:
@@ -375,8 +381,10 @@ class Runner:
         for name, tracked in self._tracked.items():
             tracked.restore(objects[name])
 
-    def _save(self, step: int, *, final: bool = False) -> None:
+    def _save(self, step: int, cause: RolledBack | None = None, *, final: bool = False) -> None:
         tree = {
+            "cause": to_json(cause),  # not yet in the record, which has so many:
+            "roll_backs": len(self._director.record.roll_backs),
             "objects": {name: tracked.capture() for name, tracked in self._tracked.items()},
             "rng": capture_rng(),
             "feed": self.feed.state(),

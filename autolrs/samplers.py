@@ -45,6 +45,9 @@ WORST_STD: Final = 0.1
 """Least standard deviation of an outcome that counts as `WORST`: beyond it the response falls off a cliff that no
 smooth function follows. From .03 to .25 all is the same."""
 
+NOISE: Final = 4.0
+"""Progress of fewer standard deviations is not told from noise: outcomes are then scaled by those."""
+
 MAX_STD: Final = 3.0
 """An outcome known no better than to three times the progress is not known."""
 
@@ -64,7 +67,7 @@ class _Point:
 class GPSampler:
     """Proposes rates by a Gaussian process over the log-rate.
 
-    A search without a past starts in the middle of the bounds, goes down if the loss rose and up if it fell, and
+    A search without a past starts in the middle of the bounds, goes down if the loss clearly rose and else up, and
     then follows the acquisition. A later stage starts at the best rate of the stage before.
     A proposal depends on nothing but the arguments and touches no global generator; the order of the observations
     does not matter, nor do the units of loss and rate.
@@ -240,13 +243,14 @@ def _finished(trial: Observation) -> bool:
 def _opening(here: Sequence[_Point]) -> float | None:
     """x of the second and third proposal of a search without a past; None: the surrogate knows better.
 
-    Down if the loss rose, up if it fell; then half as far on from the better of the two.
+    Down if the loss rose (by more than twice its noise: then it counts as `WORST`), else up: a rate without effect
+    is too small. Then half as far on from the better of the two.
     """
     if len(here) > 2 or any(point.pending for point in here):
         return None
     best = min(here, key=lambda point: (point.y, point.x))
     if len(here) == 1:
-        x = best.x + (STRIDE if best.y < 0 else -STRIDE)
+        x = best.x + (STRIDE if best.y < WORST else -STRIDE)
     else:
         other = here[0] if best is here[1] else here[1]
         x = best.x + 0.5 * (best.x - other.x)
@@ -285,7 +289,7 @@ def _scale(trials: Sequence[Observation]) -> tuple[float, float, float]:
     """(size, start, progress) such that y = (value / size - start) / progress.
 
     Dividing by the largest magnitude first keeps differences of huge losses finite. Without progress the spread of
-    the values takes its place; progress below the noise is not told from none.
+    the values takes its place; either is at least `NOISE` standard deviations.
     """
     finite = [trial for trial in trials if _finished(trial)]
     starts = [trial.start_loss for trial in finite if math.isfinite(trial.start_loss)]
@@ -298,7 +302,7 @@ def _scale(trials: Sequence[Observation]) -> tuple[float, float, float]:
     if progress <= 0:
         progress = max(values) - start
     known = [trial.std / size for trial in finite if 0 <= trial.std < math.inf]
-    return size, start, max(progress, median(known or [0.0])) or 1.0
+    return size, start, max(progress, NOISE * median(known or [0.0])) or 1.0
 
 
 def _censored_variance(y: float, std: float) -> float:

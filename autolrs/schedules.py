@@ -124,6 +124,8 @@ class Schedule:
         starts = [piece.start for piece in self.pieces]
         if not self.pieces or starts != ends[:-1]:
             raise SettingError(f"pieces must follow each other from step 0, but got starts {starts}, ends {ends[1:]}.")
+        if not self.ratios or not all(math.isfinite(ratio) and ratio >= 0 for ratio in self.ratios):
+            raise SettingError(f"`ratios` must be finite and not negative, one a group, but got {self.ratios}.")
 
     @classmethod
     def build(cls, base: str, *, rate: float, steps: int, warmup: int = 0, decay: float = 0.2) -> Schedule:
@@ -208,7 +210,7 @@ class Schedule:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, KeyError, TypeError, SettingError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise SettingError(f"{path} is not an autolrs schedule: {error}") from error
 
 

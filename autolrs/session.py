@@ -24,7 +24,6 @@ from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.director import Director
 from autolrs.errors import LoaderError, SessionError, SettingError, UnsupportedError, UntrackableError
 from autolrs.rates import Rates
-from autolrs.records import Reverted
 from autolrs.runner import Runner
 from autolrs.snapshot import Tracked, Tree, track
 
@@ -68,9 +67,7 @@ class Session:
         self._saved: Tree | None = None  # checkpoint to start from, when the study is resumed
         self._halt = ""
         if director.record.kept_steps or director.record.stages:
-            step, self._saved = director.load()
-            if step < director.record.kept_steps:
-                director.tell(Reverted(step, "the checkpoint of the last kept step is damaged"))
+            self._saved = director.load()
             self._tracked["session.state"].restore(self._saved["objects"]["session.state"])
 
     # What the loop calls

@@ -22,13 +22,13 @@ from typing import Any, Final, cast
 import optuna
 from optuna.storages import BaseStorage
 
-from autolrs.backends import Backend, is_url, masked_url, open_journal, open_sql, sql_exists, writing_to
+from autolrs.backends import Backend, is_url, masked_url, open_journal, open_sql, sql_exists, using
 from autolrs.checkpoints import CheckpointStore
 from autolrs.errors import CheckpointError, IdentityError, SettingError, StudyLockedError, StudyNotFoundError
 from autolrs.files import replace_file
 from autolrs.locks import FileLock, Lease, Ownership
 from autolrs.mirror import Mirror
-from autolrs.records import Event, Issued, Settings, from_json, to_json
+from autolrs.records import Event, Settings, from_json, to_json
 
 __all__ = ["RUNS", "StudyStore", "masked_url"]
 
@@ -100,27 +100,27 @@ class StudyStore:
             CheckpointError: the journal or the list of checkpoints is damaged, or cannot be written.
         """
         _check_name(name)
-        if (readonly or not create) and not cls.exists(name, storage):
-            known = ", ".join(cls.list_names(storage)) or "none"
-            raise StudyNotFoundError(f"no study {name!r} in {_shown(storage)}; studies there: {known}.")
         home = _folder(storage) / name
+        create = create and not readonly
+        if not create and not (sql_exists(str(storage)) if is_url(storage) else (home / JOURNAL).is_file()):
+            raise _not_found(name, storage)
         with ExitStack() as undo:
             if is_url(storage):
                 backend = open_sql(str(storage), readonly=readonly)
                 undo.callback(backend.close)
-                study_id = _study_id(backend.storage, name)
+                study_id = _study_id(backend.storage, name, storage, create)
                 owner: Ownership = _lease(backend.storage, study_id, name)
             else:
                 owner = FileLock(home / "lock", f"study {name!r}")
             if not readonly:
-                with _unusable(home), writing_to(_shown(storage)):
+                with _unusable(home), using(_shown(storage)):
                     if not is_url(storage):
                         home.mkdir(parents=True, exist_ok=True)
                     owner.acquire(takeover=takeover)
                 undo.callback(owner.release)
             if not is_url(storage):
                 backend = open_journal(home / JOURNAL, readonly=readonly)
-                study_id = _study_id(backend.storage, name)
+                study_id = _study_id(backend.storage, name, storage, create)
             directory = _checkpoints(backend.storage, study_id, name, home, checkpoint_dir)
             store = cls(
                 name,
@@ -150,8 +150,13 @@ class StudyStore:
         if not is_url(storage):
             journals = _folder(storage).glob(f"*/{JOURNAL}")
             return sorted(path.parent.name for path in journals if path.parent.name in _journal_names(path))
-        url = str(storage)
-        return _names(open_sql(url, readonly=True)) if sql_exists(url) else []
+        if not sql_exists(str(storage)):
+            return []
+        backend = open_sql(str(storage), readonly=True)
+        try:
+            return _names(backend.storage)
+        finally:
+            backend.close()
 
     @property
     def settings(self) -> Settings | None:
@@ -203,10 +208,10 @@ class StudyStore:
         if self._mirror is None:
             self._mirror = self._new_mirror()
         self._check()
-        # A new trial's number is known only once it is written, so `Issued` takes two writes.
-        hold = nullcontext if isinstance(event, Issued) else self._backend.hold
+        # Optuna needs a new trial's line in the journal at once.
+        hold = nullcontext if self._mirror.creates(event) else self._backend.hold
         try:
-            with writing_to(self.location), hold():
+            with using(self.location), hold():
                 position = len(self._events)
                 self._backend.storage.set_study_user_attr(self._study_id, _EVENT % position, to_json(event))
                 self._mirror.apply(position, event)
@@ -264,7 +269,7 @@ class StudyStore:
         directory = self.checkpoints.directory
         if _SETTINGS in attrs:
             self._mirror = self._new_mirror()
-            with writing_to(self.location):
+            with using(self.location):
                 self._mirror.repair(self._events)
         elif any(not key.startswith(_PREFIX) for key in attrs) or self._backend.storage.get_n_trials(self._study_id):
             raise SettingError(f"{self.location} has an Optuna study {self.name!r} that is not of autolrs.")
@@ -285,16 +290,17 @@ class StudyStore:
     def _check(self) -> None:
         if self._owner is None:
             raise StudyLockedError(f"study {self.name!r} was opened for reading only.")
-        with writing_to(self.location):
+        with using(self.location):
             self._owner.check()
 
     def _put(self, key: str, value: Any) -> None:
         self._check()
-        with writing_to(self.location):
+        with using(self.location):
             self._backend.storage.set_study_user_attr(self._study_id, key, value)
 
     def _attrs(self) -> dict[str, Any]:
-        return self._backend.storage.get_study_user_attrs(self._study_id)
+        with using(self.location):
+            return self._backend.storage.get_study_user_attrs(self._study_id)
 
     def _read_events(self) -> list[Event]:
         attrs = self._attrs()
@@ -322,28 +328,31 @@ def _shown(storage: str | Path | None) -> str:
     return masked_url(str(storage)) if is_url(storage) else str(_folder(storage))
 
 
-def _names(backend: Backend) -> list[str]:
-    try:
-        studies = backend.storage.get_all_studies()
-    finally:
-        backend.close()
-    return sorted(study.study_name for study in studies if _SETTINGS in study.user_attrs)
+def _names(storage: BaseStorage) -> list[str]:
+    return sorted(study.study_name for study in storage.get_all_studies() if _SETTINGS in study.user_attrs)
 
 
 def _journal_names(path: Path) -> list[str]:
-    return _names(open_journal(path, readonly=True)) if path.is_file() else []
+    return _names(open_journal(path, readonly=True).storage) if path.is_file() else []
 
 
-def _study_id(storage: BaseStorage, name: str) -> int:
-    """Optuna's number of the study, which is made if there is none."""
+def _not_found(name: str, storage: str | Path | None) -> StudyNotFoundError:
+    known = ", ".join(StudyStore.list_names(storage)) or "none"
+    return StudyNotFoundError(f"no study {name!r} in {_shown(storage)}; studies there: {known}.")
+
+
+def _study_id(opened: BaseStorage, name: str, storage: str | Path | None, create: bool) -> int:
+    """Optuna's number of the study, which is made if there is none and `create` is on."""
+    if not create and name not in _names(opened):
+        raise _not_found(name, storage)
     with suppress(KeyError):
-        return storage.get_study_id_from_name(name)
+        return opened.get_study_id_from_name(name)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:
-        return storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], name)
+        return opened.create_new_study([optuna.study.StudyDirection.MINIMIZE], name)
     except optuna.exceptions.DuplicatedStudyError:  # made by another process this very moment
-        return storage.get_study_id_from_name(name)
+        return opened.get_study_id_from_name(name)
     finally:
         optuna.logging.set_verbosity(verbosity)
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
@@ -23,8 +23,16 @@ import numpy as np
 import torch
 
 from autolrs import engine
+from autolrs.curves import curve_model as curve_model_of
 from autolrs.director import Director
-from autolrs.errors import IdentityError, SettingError, UnfinishedError, UnknownNameError, UnsupportedError
+from autolrs.errors import (
+    IdentityError,
+    SettingError,
+    StudyLockedError,
+    UnfinishedError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from autolrs.protocols import Callback, CurveModel, Strategy
 from autolrs.records import Elapsed, Lost, Record, Settings, to_json
 from autolrs.session import Session
@@ -133,7 +141,7 @@ def tune(
     return run.study
 
 
-class attach:  # noqa: N801 - used like a function
+class attach:
     """The same session for a loop you own; all of `tune`'s settings but executor and workers.
 
     >>> with autolrs.attach(model=model, optimizer=optimizer, steps=1000, space="sgd") as session:  # doctest: +SKIP
@@ -211,10 +219,7 @@ class _Run:
         takeover: bool,
     ) -> Self:
         """Check every setting before anything is written, then open the study."""
-        if isinstance(strategy, str):
-            strategy = strategy_of(strategy, options, curve_model)
-        elif options:
-            raise SettingError("`options` go with a strategy's name; give the strategy object its parameters itself.")
+        strategy = _strategy(strategy, options, curve_model)
         settings = settings_of(
             steps=steps,
             space=space if isinstance(space, SearchSpace) else SearchSpace.load(space),
@@ -225,7 +230,7 @@ class _Run:
             seed=seed,
         )
         memory = _bytes(replay_memory)
-        if max_seconds is not None and not max_seconds > 0:
+        if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
             raise SettingError(f"`max_seconds > 0` must hold, but got ({max_seconds=}).")
         store, record = _open_study(
             name or f"{base_name}-{_digest(settings)}",
@@ -258,18 +263,20 @@ class _Run:
         self._signals.__exit__(None, None, None)
         if error is not None:
             record = self.director.record
+            self.director.mute()  # whose error may it be? One is enough
             error.add_note(
-                f"study {self.store.name!r} in {self.store.location} has {record.kept_steps} of {record.settings.steps} "
-                "steps saved: run the same again to go on."
+                f"study {self.store.name!r} in {self.store.location} has {record.kept_steps} of "
+                f"{record.settings.steps} steps saved: run the same again to go on."
             )
         try:
             if kind is not None and (lost := self.session.unsaved_steps()):
                 self.director.tell(Lost(lost))
             self.director.tell(Elapsed(time.monotonic() - self.began))
-        except Exception:
+        except Exception as failure:
             if kind is None:
                 raise
-            log.exception("the study could not be brought up to date while another error was on its way")
+            if not isinstance(failure, StudyLockedError):  # else it was taken over, and is no longer ours to write
+                log.warning("what this error cost is not in the record of study %r: %s", self.store.name, failure)
         finally:
             self.session.close()
             self.store.close()
@@ -284,8 +291,7 @@ class _Run:
                 "go on `while not session.done`. What is done is saved; run it again to go on."
             )
         self.result = result
-        if result is not None:
-            self.store.save_result(result)
+        self.store.save_result(result)
 
     @property
     def study(self) -> Study:
@@ -297,6 +303,18 @@ class _Run:
             result=self.result,
             environment=self.store.extra,
         )
+
+
+def _strategy(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
+    if isinstance(curve_model, str):
+        curve_model_of(curve_model)  # raises if there is none
+    if isinstance(given, str):
+        return strategy_of(given, options, curve_model)
+    if not isinstance(given, Strategy):
+        raise SettingError(f"`strategy` must be a name or a `protocols.Strategy`, but got {given!r}.")
+    if options:
+        raise SettingError("`options` go with a strategy's name; give the strategy object its parameters itself.")
+    return given
 
 
 def settings_of(
@@ -339,15 +357,20 @@ def settings_of(
     )
 
 
-def _plain_options(strategy: Strategy) -> dict[str, Any]:
+def _plain_options(strategy: Any) -> dict[str, Any]:
     """A strategy's parameters as plain values, for people and for comparing studies."""
     if not is_dataclass(strategy):
         return {"repr": type(strategy).__name__}
-    values = {f.name: getattr(strategy, f.name) for f in fields(strategy)}
-    return {
-        key: {"kind": type(value).__name__} | asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-        for key, value in values.items()
-    }
+    return {f.name: _plain(getattr(strategy, f.name)) for f in fields(strategy)}
+
+
+def _plain(value: Any) -> Any:
+    """JSON values that differ where `value`'s parameters do; an object that shows none is known by its class."""
+    if is_dataclass(value):
+        return {"kind": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value if isinstance(value, int | float | str | None) else {"kind": type(value).__name__}
 
 
 _IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model")
@@ -378,12 +401,13 @@ def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> 
                 store.create_settings(settings, environment())
                 return store, Record(settings)
             record = engine.replay(old, store.events())
-            if not record.finished:
+            returned = record.finished and store.result is not None
+            if returned and (resume == "must" or _identity(old) != _identity(settings)):
+                raise _finished(name, old, settings)
+            if not returned:
                 _check_identity(name, old, settings)
                 _check_environment(store.extra)
                 return store, record
-            if resume == "must" or _identity(old) != _identity(settings):
-                raise _finished(name, old, settings)
         except BaseException:
             store.close()
             raise
@@ -395,7 +419,8 @@ def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> 
 def _account_for_crash(store: StudyStore, director: Director) -> None:
     """If the last process on this study was killed, count what it lost, as of its last heartbeat."""
     events, beat = store.events(), store.last_heartbeat()
-    if not events or isinstance(events[-1], Elapsed) or beat is None:
+    farewell = max((n for n, event in enumerate(events, 1) if isinstance(event, Elapsed)), default=0)
+    if beat is None or beat["events"] < farewell:  # nobody has been at work since somebody left in good order
         return
     if beat["events"] == len(events) and beat["running"]:
         director.tell(Lost(beat["running"]))
@@ -441,7 +466,7 @@ def _check_environment(old: Mapping[str, Any]) -> None:
 
 def _function_name(train: Callable[..., Any]) -> str:
     name = getattr(train, "__name__", type(train).__name__)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] or "train"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "train"
 
 
 def _seed_everything(seed: int) -> None:
@@ -450,17 +475,16 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _bytes(size: int | str) -> int:
+def _bytes(given: Any) -> int:
     """Bytes of a number or of a text like "512MiB"."""
+    size = given
     if isinstance(size, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?\s*", size)
-        if found is None:
-            raise SettingError(f"`replay_memory` must be bytes or like '512MiB', but got {size!r}.")
-        unit = found[2] or "B"
+        unit = (found and found[2]) or "B"
         base = 1024 if "i" in unit else 1000
-        size = int(float(found[1]) * base ** "BKMGT".index(unit[0]))
-    if size < 0:
-        raise SettingError(f"`replay_memory >= 0` must hold, but got ({size=}).")
+        size = int(float(found[1]) * base ** "BKMGT".index(unit[0])) if found else None
+    if not isinstance(size, int) or size < 0:
+        raise SettingError(f"`replay_memory` must be bytes, 0 or more, or like '512MiB', but got {given!r}.")
     return size
 
 

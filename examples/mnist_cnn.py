@@ -33,7 +33,7 @@ def model() -> nn.Module:
     return nn.Sequential(
         *(nn.Conv2d(1, 12, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(12, 24, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(24 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, 10)),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(24 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, 10)),
     )
 
 
@@ -44,6 +44,7 @@ def optimizer(network: nn.Module) -> torch.optim.Optimizer:
 @torch.no_grad()
 def evaluate(network: nn.Module, dataset: TensorDataset) -> tuple[float, float]:
     """Mean cross-entropy and share of correct digits."""
+    network.eval()  # `validate` puts training mode back
     images, digits = dataset.tensors
     logits = network(images)
     return nn.functional.cross_entropy(logits, digits).item(), (logits.argmax(1) == digits).float().mean().item()

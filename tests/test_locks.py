@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,11 @@ from autolrs.locks import FileLock
 
 lock = FileLock(Path(sys.argv[1]), "study 'x'")
 lock.acquire()
-print("held", flush=True)
 if sys.argv[2] == "forks":
     import os
     if os.fork() == 0:
         time.sleep(60)
+print("held", flush=True)
 while True:
     time.sleep(0.01)
     if sys.argv[2] == "cooperates":
@@ -55,7 +56,8 @@ class Holder:
         return self.process.stdout.readline().strip()
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -102,7 +104,7 @@ def test_a_takeover_waits_until_the_owner_has_stopped(path: Path) -> None:
         assert holder.process.wait(10) == 0
         lock.check()
     finally:
-        holder.stop() if holder.process.poll() is None else holder.process.stdout.close()  # type: ignore[union-attr]
+        holder.stop()
         lock.release()
 
 

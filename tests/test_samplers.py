@@ -65,10 +65,11 @@ def test_the_first_rate_is_the_middle_of_the_bounds_or_the_given_one_within_them
     assert propose([], bounds=(0.1, 0.1)) == 0.1
 
 
-def test_the_second_goes_down_if_the_loss_rose_and_up_if_it_fell() -> None:
-    assert propose([seen(MIDDLE, 1.5)]) > MIDDLE
-    for worse in (2.5, 2.0, 1e300, math.nan, math.inf):
-        assert propose([seen(MIDDLE, worse)]) < MIDDLE
+def test_the_second_goes_down_if_the_loss_rose_by_more_than_its_noise_and_else_up() -> None:
+    for not_worse in (1.5, 2.0, 2.03):
+        assert propose([seen(MIDDLE, not_worse, std=0.02)]) > MIDDLE
+    for worse in (2.05, 2.5, 1e300, math.nan, math.inf):
+        assert propose([seen(MIDDLE, worse, std=0.02)]) < MIDDLE
 
 
 def test_the_third_goes_on_if_that_paid_and_between_or_back_if_not() -> None:
@@ -152,7 +153,7 @@ def test_default_device_and_type_of_the_training_program_do_not_matter(sampler: 
         torch.set_default_dtype(torch.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(1, 9),
     seed=st.integers(0, 50),
@@ -181,7 +182,7 @@ def test_how_bad_a_bad_rate_is_does_not_matter() -> None:
     assert propose(good) != proposals.pop()  # but it is data
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(xs=st.lists(st.floats(0, 1), min_size=3, max_size=12))
 def test_proposals_keep_their_distance(xs: list[float]) -> None:
     observations = [seen(rate_at(x), 1 + (x - 0.5) ** 2) for x in xs]
@@ -244,7 +245,7 @@ observation = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(observations=st.lists(observation, max_size=12), acquisition=st.sampled_from(["kg", "ei", "lcb", "mes"]))
 @example(observations=[seen(MIDDLE, math.nan)] * 9, acquisition="kg")
 @example(observations=[seen(MIDDLE, 2.0, 0.0)] * 9, acquisition="mes")
@@ -282,7 +283,7 @@ def test_names_are_those_of_the_surrogates() -> None:
     assert set(SURROGATES) == set(surrogates.SURROGATES)
 
 
-def test_torch_is_imported_by_the_third_proposal_not_before_and_the_import_draws_no_numbers() -> None:
+def test_torch_is_imported_by_the_fourth_proposal_not_before_and_the_import_draws_no_numbers() -> None:
     code = """
 import random, sys
 from autolrs.protocols import Observation
@@ -309,8 +310,8 @@ def response(seed: int) -> Callable[[float], float]:
     The optimum lies anywhere in the middle 80 % of four decades.
     """
     rng = np.random.default_rng([11, seed])
-    best, below, above = rng.uniform(0.1, 0.9), rng.uniform(1.0, 3.0), rng.uniform(3.0, 8.0)
-    cliff = best + rng.uniform(0.08, 0.35)
+    best, below, above = rng.uniform(0.1, 0.9), rng.uniform(1.5, 5.0), rng.uniform(4.0, 10.0)
+    cliff = best + rng.uniform(0.05, 0.25)
 
     def loss(x: float) -> float:
         if x > cliff:
@@ -330,7 +331,7 @@ def regret(loss: Callable[[float], float], chosen: float) -> float:
 
 def test_six_proposals_beat_a_randomised_log_grid_of_six() -> None:
     k, ours, grid = 6, [], []
-    for seed in range(80):
+    for seed in range(60):
         loss, rng = response(seed), np.random.default_rng([12, seed])
         noise = 0.08 * rng.standard_normal(k)
         xs = (np.arange(k) + rng.uniform()) / k
@@ -340,8 +341,6 @@ def test_six_proposals_beat_a_randomised_log_grid_of_six() -> None:
         for number in range(k):
             trials.append(observe(x_of(propose(trials, number=number, seed=seed)), loss, noise[number]))
         ours.append(regret(loss, x_of(trials[GPSampler().best(trials, bounds=BOUNDS, stage=0)].rate)))
-    print(
-        f"mean regret {np.mean(ours):.3f}, grid {np.mean(grid):.3f}; median {np.median(ours):.3f}, {np.median(grid):.3f}"
-    )
-    assert np.mean(ours) < 0.8 * np.mean(grid)
-    assert np.median(ours) < 0.8 * np.median(grid)
+    # Over 240 seeds .027 against .054, median .015 against .034; random rates give .138 and .052.
+    assert np.mean(ours) < 0.75 * np.mean(grid)
+    assert np.median(ours) < 0.75 * np.median(grid)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
 
 from autolrs import locks, storage
+from autolrs.backends import open_sql
 from autolrs.errors import (
     CheckpointError,
     IdentityError,
@@ -62,11 +63,24 @@ EVENTS: tuple[Event, ...] = (
 )
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with Optuna's tables, which take long to make."""
+    path = tmp_path_factory.mktemp("database") / "study.db"
+    open_sql(f"sqlite:///{path}", readonly=False).close()
+    return path
+
+
 @pytest.fixture(params=["journal", "sqlite"])
-def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
+def where(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path
+) -> str | None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.02)
-    return None if request.param == "journal" else "sqlite:///study.db"
+    if request.param == "journal":
+        return None
+    shutil.copy(database, tmp_path)
+    return "sqlite:///study.db"
 
 
 @pytest.fixture
@@ -162,12 +176,13 @@ def test_a_reader_follows_the_writer_and_writes_nothing(where: str | None) -> No
 
 
 def test_studies_that_do_not_exist(where: str | None, tmp_path: Path) -> None:
+    before = list(tmp_path.iterdir())
     for options in ({"readonly": True}, {"create": False}):
-        with pytest.raises(StudyNotFoundError, match="no study 'x' in .*; studies there: none"):
+        with pytest.raises(StudyNotFoundError, match=r"no study 'x' in .*; studies there: none"):
             StudyStore.open("x", storage=where, **options)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == before
     new(where).close()
-    with pytest.raises(StudyNotFoundError, match="no study 'y' in .*; studies there: x"):
+    with pytest.raises(StudyNotFoundError, match=r"no study 'y' in .*; studies there: x"):
         StudyStore.open("y", storage=where, readonly=True)
 
 
@@ -275,7 +290,7 @@ def test_what_is_not_ours_is_left_alone(where: str | None, tmp_path: Path) -> No
         store.checkpoints.save(1, {})
     options = {"storage": where or "runs", "checkpoint_dir": "autolrs-runs"}
     shutil.move(tmp_path / "autolrs-runs/old/checkpoints/manifest.json", tmp_path / "autolrs-runs/old/manifest.json")
-    with pytest.raises(SettingError, match="is new, but .*old has checkpoints of another study"):
+    with pytest.raises(SettingError, match=r"is new, but .*old has checkpoints of another study"):
         StudyStore.open("old", **options)  # type: ignore[arg-type]
     with new("runs") as store:  # and the failed openings have let go of everything
         fill(store)
@@ -283,7 +298,7 @@ def test_what_is_not_ours_is_left_alone(where: str | None, tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="cannot keep a study in .*file/x"):
+    with pytest.raises(CheckpointError, match=r"cannot keep a study in .*file/x"):
         StudyStore.open("x", storage=tmp_path / "file")
 
 
@@ -378,6 +393,7 @@ def test_a_full_disk(small_disk: Path) -> None:
 
 KILLED = """
 import os, pickle, signal, sys
+import torch
 from optuna.storages import JournalStorage, RDBStorage
 from autolrs import checkpoints, journal, locks
 from autolrs.mirror import Mirror
@@ -390,13 +406,13 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_half_way(descriptor, data):
-    real(descriptor, bytes(data)[: len(data) // 2])
+    real(descriptor, bytes(data)[:part])
     die()
 
-def run(where, storage):
-    global real
-    real = os.write
-    store = StudyStore.open(where, storage=storage)
+def run(where, name, storage):
+    global real, part
+    real, part = os.write, 100 if where == "in-the-event" else 1500
+    store = StudyStore.open(name, storage=storage)
     store.create_settings(settings, {})
     for event in events[:2]:
         store.append(event)
@@ -405,7 +421,7 @@ def run(where, storage):
     store.append(events[2])
     if where == "in-the-trial-end":
         JournalStorage.set_trial_state_values = RDBStorage.set_trial_state_values = die
-    elif where == "in-the-line":
+    elif where in ("in-the-event", "in-the-trial"):
         os.write = die_half_way
     store.append(events[3])
     store.checkpoints.save(100, {"step": 100})
@@ -414,41 +430,47 @@ def run(where, storage):
     checkpoints.CheckpointStore._write_manifest = die
     store.checkpoints.save(200, {"step": 200})
 
-for where, storage in places:
+StudyStore.exists("x", places[1][2])  # imports what is to be imported before forking
+for where, name, storage in places:
     child = os.fork()
     if child == 0:
-        run(where, storage)
+        run(where, name, storage)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, where
 """
 
 
-def test_a_kill_at_any_moment_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_moment_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.02)
     moments = {  # number of events, whether the trial is made, last checkpoint
         "before-the-trial": (3, OptunaState.FAIL, None),
         "in-the-trial-end": (3, OptunaState.FAIL, None),  # on SQL the event is already stored
-        "in-the-line": (3, OptunaState.FAIL, None),
+        "in-the-event": (3, OptunaState.FAIL, None),
+        "in-the-trial": (4, OptunaState.COMPLETE, None),
         "checkpoint-listed": (4, OptunaState.COMPLETE, 100),
         "checkpoint-unlisted": (4, OptunaState.COMPLETE, 100),
     }
-    places = [(where, None) for where in moments]
-    places += [(where, f"sqlite:///{where}.db") for where in moments if where != "in-the-line"]
+    places: list[tuple[str, str, str | None]] = []
+    for where in moments:
+        places.append((where, where, None))
+        if where in ("before-the-trial", "in-the-trial-end"):
+            shutil.copy(database, tmp_path / f"{where}.db")
+            places.append((where, f"{where}-sql", f"sqlite:///{where}.db"))
     command = [sys.executable, "-c", KILLED]
     subprocess.run(command, input=pickle.dumps((SETTINGS, EVENTS, places)), check=True)
-    for where, database in places:
+    for where, name, url in places:
         count, state, step = moments[where]
-        if database and where == "in-the-trial-end":
+        if url and where == "in-the-trial-end":
             count, state = 4, OptunaState.COMPLETE
         started = time.monotonic()
         for _ in range(2):
-            with StudyStore.open(where, storage=database, create=False) as store:
+            with StudyStore.open(name, storage=url, create=False) as store:
                 assert store.events() == EVENTS[:count], where
                 assert states(store) == [state], where
                 if step is not None:
                     assert store.checkpoints.latest() == (step, {"step": step}, [])
-        with StudyStore.open(where, storage=database, create=False) as store:
+        with StudyStore.open(name, storage=url, create=False) as store:
             fill(store, EVENTS[2:] if state == OptunaState.FAIL else EVENTS[count:])
             store.checkpoints.save(200, {"step": 200})
             assert store.checkpoints.latest() == (200, {"step": 200}, [])

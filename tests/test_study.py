@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from example_record import SEARCHES, STEPS, example_record, loss
+from example_record import SEARCHES, SETTINGS, STEPS, example_events, example_record, loss
 
 from autolrs.checkpoints import CheckpointStore
-from autolrs.engine import apply
-from autolrs.errors import CheckpointError, SettingError
-from autolrs.records import Forecast, Record, RolledBack, Settings
+from autolrs.errors import CheckpointError, SettingError, StudyNotFoundError
+from autolrs.records import Forecast, Record, Settings
 from autolrs.space import SearchSpace
-from autolrs.study import PROBE_COLUMNS, Cost, Study, came_true, probe_rows
+from autolrs.storage import StudyStore
+from autolrs.study import PROBE_COLUMNS, Cost, Study, came_true, load_study, probe_rows
 
 
 def study(record=None, directory=None, **kwargs):
@@ -72,7 +72,7 @@ def test_exact_unless_rolled_back_or_unfinished():
     assert study().exact_reason == ""
     half = study(example_record(finished=False))
     assert not half.exact
-    rolled = apply(example_record(), RolledBack(at=1990, to=STEPS, factor=0.5, reason="loss nan at step 1990"))
+    rolled = replace(example_record(), roll_backs=("loss nan at step 1990, back to 1800, rate x 0.5",))
     assert not study(rolled).exact
     assert "rolled back: loss nan at step 1990" in study(rolled).exact_reason
 
@@ -182,3 +182,58 @@ def test_checkpoint_is_a_path_or_says_what_exists(tmp_path):
     assert study(directory=tmp_path).checkpoint("final").is_file()
     with pytest.raises(CheckpointError, match=r"step-00000100.*final\.safetensors"):
         study(directory=tmp_path).checkpoint(100)
+
+
+# On disk
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The example run in a folder, with what it returned."""
+    with StudyStore.open("demo", storage=str(tmp_path)) as store:
+        store.create_settings(SETTINGS, {"torch": "2"})
+        for event in example_events():
+            store.append(event)
+        store.save_result({"accuracy": 0.9})
+    return str(tmp_path)
+
+
+def test_a_loaded_study_is_the_one_that_ran(stored):
+    loaded = load_study("demo", stored)
+    assert repr(loaded.record) == repr(example_record())  # repr: a NaN is not equal to itself
+    assert (loaded.name, loaded.storage) == ("demo", stored)
+    assert (loaded.result, loaded.environment) == ({"accuracy": 0.9}, {"torch": "2"})
+    assert loaded.cost == study().cost
+
+
+def test_loading_takes_no_lock_and_writes_nothing(stored, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with StudyStore.open("demo", storage=stored):
+        assert load_study("demo", stored).finished
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"
+    }.items() <= before.items()
+
+
+def test_a_result_that_is_not_json_is_its_repr(tmp_path):
+    with StudyStore.open("demo", storage=str(tmp_path)) as store:
+        store.create_settings(SETTINGS, {})
+        store.save_result({1, 2})
+    assert load_study("demo", str(tmp_path)).result == "{1, 2}"
+
+
+def test_a_missing_study_lists_those_that_exist(stored):
+    with pytest.raises(StudyNotFoundError, match=r"no study 'dmeo' in .*; studies there: demo"):
+        load_study("dmeo", stored)
+
+
+@pytest.mark.parametrize("sql", [False, True])
+def test_optuna_sees_the_probes(tmp_path, sql):
+    storage = f"sqlite:///{tmp_path}/studies.db" if sql else str(tmp_path)
+    with StudyStore.open("demo", storage=storage, checkpoint_dir=tmp_path / "checkpoints") as store:
+        store.create_settings(SETTINGS, {})
+        for event in example_events():
+            store.append(event)
+    trials = load_study("demo", storage).optuna_study.trials
+    assert [trial.params["rate"] for trial in trials] == [rate for _, rates, *_ in SEARCHES for rate in rates]
+    assert [trial.state.name for trial in trials].count("PRUNED") == 2

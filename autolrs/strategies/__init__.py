@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, Final
+from inspect import formatannotation
+from types import UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from autolrs.curves import curve_model
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.protocols import CurveModel, Strategy
-from autolrs.samplers import GPSampler
 
 STRATEGIES: Final = ("autolrs", "autolrs-published", "horizon")
 
@@ -41,27 +42,29 @@ def strategy(name: str, options: Mapping[str, Any] | None = None, curves: str | 
 def _with(made: Any, options: dict[str, Any], name: str) -> Strategy:
     """`made` with its fields, and those of its sampler, set from plain values."""
     sampler = {key.removeprefix("sampler."): options.pop(key) for key in list(options) if key.startswith("sampler.")}
-    values = {f.name: getattr(made, f.name) for f in fields(made)}
     if sampler:
-        values["sampler"] = _made(GPSampler, _fields(values["sampler"]), sampler, f"{name}'s sampler")
-    changed: Strategy = _made(type(made), values, options, f"strategy {name!r}")
+        made = replace(made, sampler=_changed(made.sampler, sampler, f"{name}'s sampler"))
+    changed: Strategy = _changed(made, options, f"strategy {name!r}")
     return changed
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
+def _changed(made: Any, options: Mapping[str, Any], what: str) -> Any:
+    kinds = {key: kind for key, kind in get_type_hints(type(made)).items() if key not in ("sampler", "curves")}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for key, value in values.items():
+        if key not in kinds:
+            near = get_close_matches(key, kinds, n=1)
+            meant = f", did you mean {near[0]!r}?" if near else ""
+            raise SettingError(f"{what} has no parameter {key!r}{meant}; it has {', '.join(sorted(kinds))}.")
+        if not _is_a(kinds[key], value):
+            raise SettingError(f"`{key}` of {what} must be {formatannotation(kinds[key])}, but got {value!r}.")
+    return replace(made, **values)
 
 
-def _made(cls: type, values: dict[str, Any], options: Mapping[str, Any], what: str) -> Any:
-    plain = sorted(key for key, value in values.items() if key not in ("sampler", "curves"))
-    for key, value in options.items():
-        if key not in plain:
-            near = get_close_matches(key, plain, n=1)
-            raise SettingError(
-                f"{what} has no parameter {key!r}{f', did you mean {near[0]!r}?' if near else ''}; it has {plain}."
-            )
-        values[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise SettingError(f"{what} got a value of the wrong kind in {dict(options)}: {error}") from error
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a plain value is of an annotated kind; an integer is also a float, true and false are no numbers."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(get_args(kind)[0], item) for item in value)
+    if isinstance(kind, UnionType):
+        return any(_is_a(each, value) for each in get_args(kind))
+    return type(value) in ((int, float) if kind is float else (kind,))

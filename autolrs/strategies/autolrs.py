@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from autolrs.curves import curve_model
@@ -71,7 +71,7 @@ class AutoLRS:
     validations: int = 16
     decay: float = 0.2
     pick: str = "posterior"
-    sampler: Sampler = GPSampler(acquisition="lcb", kappa=2.0)
+    sampler: Sampler = field(default_factory=lambda: GPSampler(acquisition="lcb", kappa=2.0))
     curves: CurveModel | None = None
 
     name = "autolrs"
@@ -126,17 +126,18 @@ class AutoLRS:
         stage, settings = record.stage, record.settings
         if stage is None or (stage.decided and record.kept_steps == stage.stop):
             index = len(record.stages)
-            return Open(stage=index, start=record.kept_steps, evaluate=self._validates(settings, index))
+            return Open(stage=index, start=record.kept_steps, evaluate=self._validates(record, index))
         running = next((trial for trial in stage.trials if trial.state is TrialState.RUNNING), None)
         if running is not None:  # lost in a crash
             return self._probe(record, stage, running.number, running.rate, running.length)
         length = self._length(self._tau(settings, stage.index))
         if stage.room is not None:
             length = min(length, stage.room)
-        if len(stage.trials) < self.k and 0 < length <= remaining(record):
+        bounds = bounds_of(record, stage)
+        if bounds is not None and len(stage.trials) < self.k and 0 < length <= remaining(record):
             rate = self.sampler.propose(
                 observations(record),
-                bounds=bounds_of(record, stage),
+                bounds=bounds,
                 stage=stage.index,
                 number=len(stage.trials),
                 seed=settings.seed,
@@ -149,7 +150,7 @@ class AutoLRS:
         """The loss at the end of the stage, L(tau) = a exp(-b tau) + c (sec. 3.2)."""
         if probed.objective is None:
             return None
-        curve = probed.validation if self._validates(record.settings, probed.stage) else probed.curve
+        curve = probed.validation if self._validates(record, probed.stage) else probed.curve
         tau = self._tau(record.settings, probed.stage)
         if curve is None or not len(curve):
             return Forecast(float(tau), probed.objective, objective_std(probed))
@@ -172,9 +173,10 @@ class AutoLRS:
     def _end(self, settings: Settings, stage: int, start: int) -> int:
         return min(settings.steps, start + self._tau(settings, stage))
 
-    def _validates(self, settings: Settings, stage: int) -> bool:
+    def _validates(self, record: Record, stage: int) -> bool:
         """Whether this stage forecasts the validation loss: once tau has come to its maximum (sec. 4.3)."""
-        return self.validations > 0 and self._tau(settings, stage) >= self._tau_max(settings)
+        settings = record.settings
+        return record.validates and self.validations > 0 and self._tau(settings, stage) >= self._tau_max(settings)
 
     def _probe(self, record: Record, stage: Stage, number: int, rate: float, length: int) -> Probe:
         warmup = self._warmup(record.settings, stage, length)
@@ -184,7 +186,7 @@ class AutoLRS:
             rate=rate,
             length=length,
             pieces=base_pieces("constant", rate=rate, start=0, stop=length, warmup=warmup),
-            validations=self.validations if self._validates(record.settings, stage.index) else 0,
+            validations=self.validations if self._validates(record, stage.index) else 0,
         )
 
     def _warmup(self, settings: Settings, stage: Stage, length: int) -> int:
@@ -230,5 +232,3 @@ class AutoLRS:
         decay = Piece(turn, settings.steps, "linear", rate, 0.0)
         begin = max(turn, stage.start)
         return (*cut(pieces, stage.start, begin), *cut((decay,), begin, settings.steps))
-
-

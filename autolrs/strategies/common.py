@@ -43,40 +43,41 @@ def of_stage(found: tuple[Observation, ...], stage: int) -> list[Observation]:
     return [o for o in found if o.stage == stage and not o.pending]
 
 
-def bounds_of(record: Record, stage: Stage) -> tuple[float, float]:
+def bounds_of(record: Record, stage: Stage) -> tuple[float, float] | None:
     """The space's bounds; while all of a stage's probes diverge, the top comes down to the lowest of their rates.
 
-    Raises:
-        DivergedError: the loss is not finite before any update, or even the lowest rate diverges.
+    None: no rate is left to try, because even the lowest diverges, or the loss is not finite at any.
     """
     low, high = record.settings.space.bounds
-    ended = [trial for trial in stage.trials if trial.state is not TrialState.RUNNING]
-    for trial in ended:
-        if trial.first_loss is not None and not math.isfinite(trial.first_loss):
-            raise DivergedError(
-                f"the loss is {trial.first_loss} at step {stage.start}, before any update at rate {trial.rate:g}: the "
-                "model or the data is at fault, not the learning rate."
-            )
-    if ended and all(trial.state is TrialState.DIVERGED for trial in ended):
-        high = min(trial.rate for trial in ended)
-        if high <= low * (1 + 1e-9):
-            rates = ", ".join(f"{trial.rate:.3g}" for trial in ended)
-            raise DivergedError(
-                f"all {len(ended)} probes of stage {stage.index} diverged (rates {rates}), down to the lowest rate of "
-                f"space {record.settings.space.name!r}. Lower `bounds`, warm up longer, or clip gradients."
-            )
+    if all_diverged(stage):
+        high = min(high, *(trial.rate for trial in stage.trials if trial.state is TrialState.DIVERGED))
+        if high <= low * (1 + 1e-9) or not_finite_at_start(stage):
+            return None
     return low, high
 
 
 def all_diverged(stage: Stage) -> bool:
-    return bool(stage.trials) and all(trial.state is TrialState.DIVERGED for trial in stage.trials)
+    """Whether all of the probes that have ended diverged, and there are some."""
+    states = {trial.state for trial in stage.trials} - {TrialState.RUNNING}
+    return states == {TrialState.DIVERGED}
+
+
+def not_finite_at_start(stage: Stage) -> bool:
+    """Whether the loss is not finite before any update: no rate can help."""
+    return any(trial.first_loss is not None and not math.isfinite(trial.first_loss) for trial in stage.trials)
 
 
 def gave_up(stage: Stage) -> DivergedError:
+    """Why a stage without a rate to fall back on cannot be trained."""
+    if not_finite_at_start(stage):
+        return DivergedError(
+            f"the loss is {stage.trials[0].first_loss} at step {stage.start}, before any update: the model or the data "
+            "is at fault, not the learning rate."
+        )
     rates = ", ".join(f"{trial.rate:.3g}" for trial in stage.trials)
     return DivergedError(
-        f"all {len(stage.trials)} probes of stage {stage.index} diverged (rates {rates}), and its share of the search "
-        "budget is spent. Lower the space's `bounds`, or check that the loss is finite."
+        f"all {len(stage.trials)} probes of stage {stage.index} diverged (rates {rates}). Lower the space's `bounds`, "
+        "warm up longer, clip gradients, or give the search more budget to come down further."
     )
 
 

@@ -5,12 +5,15 @@ few per cent of the steps. What it ends at is compared with what the others ende
 rate is never rewarded for cashing in the gain of annealing early, which makes greedy search walk down (docs:
 algorithm; Wu et al. 2018, arXiv 1803.02021). The winner's state at the *end of its plateau* is kept as training;
 the annealed one is thrown away. What remains runs on the base schedule, which always decays to zero.
+
+A run R steps long wants a lower rate than a miniature of m steps: the best rate falls as length^-gamma, gamma about
+0.32 (Bjorck et al. 2024, arXiv 2409.19913, sec. 3). So a candidate eta for the run is tried at eta (R/m)^gamma.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from autolrs.engine import remaining
 from autolrs.errors import SettingError
@@ -50,11 +53,12 @@ class Horizon:
     Attributes:
         length: steps of a probe, as a share of the run's steps.
         shortest: steps of a probe at least, whatever the share.
+        gamma: the best rate falls as length^-gamma; a probe's rate is the candidate's times (R/m)^gamma.
         warmup: share of a probe that its rate rises.
         decay: share of a probe that its rate decays.
         first_share: share of the budget that the first search may spend.
         adopt: keep the winner's plateau as training; False: start again from the checkpoint.
-        prune: stop probes that cannot win.
+        prune_losers: stop probes that cannot win.
         later: kept steps, as shares of the run, at which the rate is looked at again.
         clear: a later stage changes the rate only for a gain of this many standard deviations.
         sampler: proposes rates.
@@ -62,6 +66,7 @@ class Horizon:
 
     length: float = 0.04
     shortest: int = 10
+    gamma: float = 0.32
     warmup: float = 0.1
     decay: float = 0.4
     first_share: float = 0.8
@@ -69,7 +74,7 @@ class Horizon:
     prune_losers: bool = True
     later: tuple[float, ...] = ()
     clear: float = 2.0
-    sampler: Sampler = GPSampler()
+    sampler: Sampler = field(default_factory=GPSampler)
 
     name = "horizon"
     search_budget = 0.3
@@ -78,8 +83,11 @@ class Horizon:
         for rule, holds in (
             ("0 < length <= 0.5", 0 < self.length <= 0.5),
             ("shortest >= 4", self.shortest >= 4),
-            ("0 <= warmup, 0 < decay, warmup + decay <= 1", 0 <= self.warmup <= 1 - self.decay < 1),
+            ("0 <= gamma <= 1", 0 <= self.gamma <= 1),
+            ("warmup >= 0", self.warmup >= 0),
+            ("decay > 0, warmup + decay <= 1", self.decay > 0 and self.warmup + self.decay <= 1),
             ("0 < first_share <= 1", 0 < self.first_share <= 1),
+            ("clear >= 0", self.clear >= 0),
             ("0 < later < 1, rising", all(a < b for a, b in zip((0.0, *self.later), (*self.later, 1.0), strict=True))),
         ):
             if not holds:
@@ -89,37 +97,28 @@ class Horizon:
         """Stages, probes and their lengths, if no probe is stopped early."""
         stages, spent = [], 0
         for index, start in enumerate(self._starts(settings)):
-            length = self._length(settings)
-            probes = max(0, (self._allowance(settings, index) - spent) // length)
+            length = self._length(settings, start)
+            left = self._allowance(settings, index) - spent
+            probes = max(0, left // length) if self._long_enough(settings, length) else 0
             stages.append(PlannedStage(index, start, probes, length))
             spent += probes * length
         return tuple(stages)
 
     def decide(self, record: Record) -> Instruction:
-        stage, starts = record.stage, self._starts(record.settings)
+        stage, settings = record.stage, record.settings
         if stage is None or (stage.decided and record.kept_steps == stage.stop):
             return Open(stage=len(record.stages), start=record.kept_steps, evaluate=True)
         running = next((trial for trial in stage.trials if trial.state is TrialState.RUNNING), None)
         if running is not None:  # lost in a crash
             return self._probe(record, stage, running.number, running.rate, running.length)
-        length = self._length(record.settings)
+        length = self._length(settings, stage.start)
         if stage.room is not None:
             length = min(length, stage.room)
-        left = min(remaining(record), self._allowance(record.settings, stage.index) - record.probe_steps)
-        if self._wants_more(record, stage) and length >= min(self.shortest, record.settings.steps) and left >= length:
-            low, high = bounds_of(record, stage)
-            first = record.settings.space.initial if stage.index == 0 else record.stages[-2].rate
-            number = len(stage.trials)
-            rate = self.sampler.propose(
-                observations(record),
-                bounds=(low, high),
-                stage=stage.index,
-                number=number,
-                seed=record.settings.seed,
-                first=first if first is not None and low <= first <= high else None,
-            )
-            return self._probe(record, stage, number, rate, length)
-        end = next((start for start in starts if start > stage.start), record.settings.steps)
+        left = min(remaining(record), self._allowance(settings, stage.index) - record.probe_steps)
+        rate = self._propose(record, stage) if left >= length and self._long_enough(settings, length) else None
+        if rate is not None:
+            return self._probe(record, stage, len(stage.trials), rate, length)
+        end = next((start for start in self._starts(settings) if start > stage.start), settings.steps)
         return self._decide(record, stage, end)
 
     def judge(self, record: Record, probed: Probed) -> Forecast | None:
@@ -153,25 +152,43 @@ class Horizon:
         return ""
 
     def _starts(self, settings: Settings) -> list[int]:
-        return [0, *(round(share * settings.steps) for share in self.later)]
+        """Kept steps at which a stage starts; a very short run has fewer stages."""
+        return sorted({0, *(round(share * settings.steps) for share in self.later)} - {settings.steps})
 
-    def _length(self, settings: Settings) -> int:
-        return min(settings.steps, max(self.shortest, round(self.length * settings.steps)))
+    def _length(self, settings: Settings, start: int) -> int:
+        """Steps of a miniature of what remains at kept step `start`, which it does not exceed."""
+        return min(settings.steps - start, max(self.shortest, round(self.length * settings.steps)))
+
+    def _long_enough(self, settings: Settings, length: int) -> bool:
+        return length >= min(self.shortest, settings.steps)
 
     def _allowance(self, settings: Settings, stage: int) -> int:
         """Probe steps that may be spent by the end of this stage's search."""
-        later = len(self.later)
+        later = len(self._starts(settings)) - 1
         if stage >= later:
             return settings.budget
         first = self.first_share * settings.budget
         return int(first + (settings.budget - first) * stage / later)
 
-    def _wants_more(self, record: Record, stage: Stage) -> bool:
-        """A later stage stops once its budget's share is spent; any stage once its epoch has no room."""
-        return not any(trial.steps == 0 and trial.state is TrialState.PRUNED for trial in stage.trials)
+    def _propose(self, record: Record, stage: Stage) -> float | None:
+        """The next rate to try; a later stage first tries the one in force. None: there is no use in another probe."""
+        settings, bounds = record.settings, bounds_of(record, stage)
+        no_room = any(trial.steps == 0 and trial.state is TrialState.PRUNED for trial in stage.trials)
+        if bounds is None or no_room:
+            return None
+        if stage.index and not stage.trials:
+            return record.stages[-2].rate
+        return self.sampler.propose(
+            observations(record),
+            bounds=bounds,
+            stage=stage.index,
+            number=len(stage.trials),
+            seed=settings.seed,
+            first=settings.space.initial,
+        )
 
     def _probe(self, record: Record, stage: Stage, number: int, rate: float, length: int) -> Probe:
-        pieces, plateau = self._miniature(rate, length, warm=stage.start == 0)
+        pieces, plateau = self._miniature(record.settings, stage, rate, length)
         return Probe(
             stage=stage.index,
             number=number,
@@ -182,12 +199,13 @@ class Horizon:
             incumbent=self._incumbent(record, stage),
         )
 
-    def _miniature(self, rate: float, length: int, *, warm: bool) -> tuple[tuple[Piece, ...], int]:
+    def _miniature(self, settings: Settings, stage: Stage, rate: float, length: int) -> tuple[tuple[Piece, ...], int]:
         """The rest of the run in small, in offsets, and the offset at which its plateau ends."""
-        warmup = round(self.warmup * length) if warm else 0
-        plateau = max(warmup, length - max(1, round(self.decay * length)))
-        pieces = base_pieces("wsd", rate=rate, start=0, stop=length, warmup=warmup, decay=(length - plateau) / length)
-        return pieces, plateau
+        stretched = rate * ((settings.steps - stage.start) / length) ** self.gamma
+        plateau = length - max(1, round(self.decay * length))
+        warmup = min(round(self.warmup * length), plateau) if stage.start == 0 else 0
+        decay = (length - plateau) / length
+        return base_pieces("wsd", rate=stretched, start=0, stop=length, warmup=warmup, decay=decay), plateau
 
     def _incumbent(self, record: Record, stage: Stage) -> int | None:
         """Number of the trial that would win if the search ended now: its plateau is worth keeping in memory."""
@@ -232,7 +250,7 @@ class Horizon:
         settings, space = record.settings, record.settings.space
         steps, start = settings.steps, stage.start
         if winner is not None and self.adopt:
-            pieces, plateau = self._miniature(rate, winner.length, warm=start == 0)
+            pieces, plateau = self._miniature(settings, stage, rate, winner.length)
             adopted = tuple(piece.shifted(start) for piece in cut(pieces, 0, plateau))
             warmup = 0
         else:
