@@ -12,8 +12,9 @@ start of its epoch, with the generators as they were then (`Feed.seek`).
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,9 +139,9 @@ class Feed:
         """
         if self._cursor < len(self._recording):
             return self._play()
-        if self._mark is None or self._overflown:
+        if self._mark is None:
             return self._draw_live()
-        return self._record()
+        return clone(self._draw_live()) if self._overflown else self._record()
 
     def live(self) -> Iterator[Any] | None:
         """The loader's own iterator, if items may be taken from it as they come; `skip` what was taken."""
@@ -153,16 +154,15 @@ class Feed:
         """Start recording here, to come back to this place. Items before it are forgotten."""
         self._forget()
         self._recorded_bytes = sum(_size(entry.item) for entry in self._recording)
-        self._mark = self._complete(self.position)
+        self._mark = self._before = self._complete(self._before)
         self._overflown = False
 
     def place(self) -> Place:
         """Where the feed is now, for `go`."""
-        position = self._complete(self.position) if self._overflown or not self._cursor else self.position
-        return Place(self._cursor, position)
+        return Place(self._cursor, self._complete(self.position))
 
     def go(self, place: Place) -> None:
-        """Go back to a place at or after the mark; the global generators are the caller's to restore, afterwards."""
+        """Go back to a place at or after the mark; the generators are the caller's to restore, afterwards."""
         if self._overflown:
             self.seek(place.position)
         self._cursor = place.cursor
@@ -183,7 +183,7 @@ class Feed:
         return self._complete(self.position).to_tree()
 
     def seek(self, position: Position) -> None:
-        """Bring a loader to `position` by iterating it again; leaves the global generators moved.
+        """Bring a loader to `position` by iterating it again; leaves the global and the user's generators moved.
 
         Raises:
             LoaderError: the loader ends before the position.
@@ -212,17 +212,16 @@ class Feed:
             self._index = index
         _set_epoch(self.loader, position.epoch)
         self._iterator = iter(self.loader)
+        skipped: Iterator[Any] = self._iterator
         if position.loader is None and _skips_by_index(self.loader, self._iterator):
             how = "skipping indices"
-            for _ in range(skip):
-                self._iterator._next_index()  # type: ignore[attr-defined]
-        else:
-            for done in range(skip):
-                if next(self._iterator, _NOTHING) is _NOTHING:
-                    raise LoaderError(
-                        f"the loader ended after {done} items, but the run to be resumed is at item {position.index} "
-                        f"of epoch {position.epoch}: the data is not what it was."
-                    )
+            skipped = iter(self._iterator._next_index, _NOTHING)  # type: ignore[attr-defined]
+        done = sum(1 for _ in itertools.islice(skipped, skip))
+        if done < skip:
+            raise LoaderError(
+                f"the loader ended after {position.index - skip + done} items, but the run is at item {position.index} "
+                f"of epoch {position.epoch}: the data is not what it was, or cannot be iterated twice."
+            )
         self._index = position.index
         return how
 
@@ -233,10 +232,10 @@ class Feed:
         moved = None if _same(before, after) else after
         self._recorded_bytes += _size(item)
         if self._recorded_bytes > self._memory:
-            self._overflow(item)
-            return item
-        self._recording.append(_Entry(item, replace(self._live, index=self._index), moved))
-        self._cursor += 1
+            self._overflow()
+        else:
+            self._recording.append(_Entry(item, replace(self._live, index=self._index), moved))
+            self._cursor += 1
         return clone(item)
 
     def _play(self) -> Any:
@@ -274,11 +273,11 @@ class Feed:
         if self._last_epoch is not None and self._live.epoch >= self._last_epoch:
             raise PassEnded
         start = {"rng": capture_rng(), "generators": [g.capture() for g in (*self._generators, *self._own)]}
-        self._live = replace(self._live, start=start)
+        self._live = replace(self._live, start=start, own=None)
         _set_epoch(self.loader, self._live.epoch)
         self._iterator = iter(self.loader)
 
-    def _overflow(self, item: Any) -> None:
+    def _overflow(self) -> None:
         """The recording has grown past the cap: from now on rewinding iterates the loader again."""
         count = len(self._recording) + 1
         if isinstance(self.loader, Iterator):
@@ -294,7 +293,9 @@ class Feed:
 
     def _complete(self, position: Position) -> Position:
         """`position` with all that is needed to come back to it from elsewhere."""
-        own = [generator.capture() for generator in self._own] if position.start is None else None
+        own = position.own
+        if position.start is None and own is None:  # the pass has not begun: they are as it will find them
+            own = [generator.capture() for generator in self._own]
         return replace(position, own=own, loader=self._loader_state(position))
 
     def _loader_state(self, position: Position) -> tuple[int, Any] | None:
@@ -362,12 +363,17 @@ def _skips_by_index(loader: Any, iterator: Any) -> bool:
     )
 
 
-def _size(item: Any) -> int:
-    """Bytes of the tensors and arrays in an item."""
+def _size(item: Any, depth: int = 8) -> int:
+    """Bytes of the tensors, arrays and texts in an item, about; `depth` ends objects that hold each other."""
     if isinstance(item, Tensor):
         return item.element_size() * item.nelement()
-    if isinstance(item, dict):
-        return sum(map(_size, item.values()))
-    if isinstance(item, list | tuple):
-        return sum(map(_size, item))
-    return int(getattr(item, "nbytes", 64))
+    if isinstance(item, str | bytes):
+        return len(item)
+    if isinstance(item, Mapping):
+        inside: Iterable[Any] = item.values()
+    elif isinstance(item, list | tuple):
+        inside = item
+    else:
+        inside = vars(item).values() if hasattr(item, "__dict__") else ()  # the user's own batch class
+    own = int(getattr(item, "nbytes", 64))
+    return own + sum(_size(part, depth - 1) for part in inside) if depth else own

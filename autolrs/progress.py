@@ -80,13 +80,13 @@ class ShowProgress:
         what, total, rate = running(record, instruction, done)
         note = f"loss {number(loss)}  rate {number(rate)}"
         self._bars.update(self._now, description=what, total=total, completed=done, note=note, visible=True)
-        self._update(record, done, trains=isinstance(instruction, Train))
+        self._update(record, ahead(record, instruction, done), trains=isinstance(instruction, Train))
 
-    def _update(self, record: Record, running: int, *, trains: bool = False) -> None:
-        done = _done(record) + running - (self._first or 0)
-        left = time_left(time.monotonic() - self._began, done, steps_left(record) - running)
-        note = "  ".join(filter(None, (best(record), f"search {Cost.of(record).search_cost:.2f}", left)))
-        kept = record.kept_steps + (running if trains else 0)
+    def _update(self, record: Record, ahead: int, *, trains: bool = False) -> None:
+        done = _done(record) + ahead - (self._first or 0)
+        left = time_left(time.monotonic() - self._began, done, steps_left(record) - ahead)
+        note = "  ".join(filter(None, (best(record), f"search {_search(record)}", left)))
+        kept = record.kept_steps + (ahead if trains else 0)
         self._bars.update(self._kept, total=record.settings.steps, completed=kept, note=note)
 
 
@@ -130,6 +130,17 @@ def running(record: Record, instruction: Instruction, done: int) -> tuple[str, i
             schedule = record.schedule
             return f"stage {instruction.stage}", stop - start, schedule(start + done) if schedule else None
     return type(instruction).__name__.lower(), None, None
+
+
+def ahead(record: Record, instruction: Instruction, done: int) -> int:
+    """Updates of the running instruction that the record does not yet count."""
+    match instruction:
+        case Train(start=start):
+            return max(0, start + done - record.kept_steps)
+        case Probe(stage=stage, number=number):
+            counted = record.stages[stage].trials[number].steps
+            return max(0, done - counted)
+    return 0
 
 
 def best(record: Record) -> str:

@@ -8,6 +8,7 @@ where the losses of the last window are read in one transfer.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ from autolrs.records import (
 )
 from autolrs.schedules import Schedule
 from autolrs.snapshot import Tracked, Tree, capture_rng, restore_rng, rng_preserved
+
+log = logging.getLogger("autolrs")
 
 READ: Final = 16
 """Losses are read at every multiple of this many steps."""
@@ -189,6 +192,7 @@ class Runner:
         loss, calls = None, 0
         if self._validate is not None and instruction.evaluate:
             loss, calls = self._measure(), 1
+            loss = loss if math.isfinite(loss) else None
         elif self._tail:
             loss = math.fsum(self._tail) / len(self._tail)
         self._mark()
@@ -226,6 +230,8 @@ class Runner:
             return  # the last process ended after this, but before its loop returned
         if self._validate is not None:
             loss: float | None = self._measure()
+            if not math.isfinite(loss):
+                log.warning("the validation loss at the end is %s, though no training loss was.", loss)
         else:
             loss = math.fsum(self._tail) / len(self._tail) if self._tail else None
         self._save(self._director.record.kept_steps, final=True)

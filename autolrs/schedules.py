@@ -254,5 +254,5 @@ def cut(pieces: Sequence[Piece], start: int, stop: int) -> tuple[Piece, ...]:
     return tuple(
         piece if start <= piece.start and piece.stop <= stop else piece.between(start, stop)
         for piece in pieces
-        if piece.start < stop and start < piece.stop
+        if max(start, piece.start) < min(stop, piece.stop)
     )

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -61,6 +62,11 @@ class _Module:
     def __init__(self, module: nn.Module) -> None:
         original = getattr(module, "_orig_mod", module)  # torch.compile wraps the module; its names must not change
         assert isinstance(original, nn.Module)
+        if lazy := [name for name, parameter in original.named_parameters() if is_lazy(parameter)]:
+            raise UntrackableError(
+                f"`track` got a {type(original).__name__} whose parameters have no shape yet ({', '.join(lazy[:5])}): "
+                "run it on one batch first."
+            )
         self.module = original
 
     def _live(self) -> dict[str, Tensor]:
@@ -70,21 +76,42 @@ class _Module:
         return {
             "kind": "module",
             "tensors": {name: tensor.detach().clone() for name, tensor in self._live().items()},
+            "slots": {name: m._buffers[key] is not None for name, m, key in self._slots()},
             "extra": {name: copy.deepcopy(m.get_extra_state()) for name, m in self._with_extra()},
             "training": {name: m.training for name, m in self.module.named_modules()},
         }
 
     def restore(self, tree: Tree) -> None:
+        saved = tree["tensors"]
+        self._restore_slots(saved, tree["slots"])
         live = self._live()
-        if live.keys() != tree["tensors"].keys():
-            raise _mismatch("the model's tensors", live, tree["tensors"])
-        copy_into([(live[name], tensor) for name, tensor in tree["tensors"].items()], "the model")
+        if live.keys() != saved.keys():
+            raise _mismatch("the model's tensors", live, saved)
+        copy_into([(live[name], tensor) for name, tensor in saved.items()], "the model")
         for name, module in self._with_extra():
             module.set_extra_state(copy.deepcopy(tree["extra"][name]))
         for name, module in self.module.named_modules():
             module.training = tree["training"][name]
         for parameter in self.module.parameters():
             parameter.grad = None
+
+    def _slots(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """Places of buffers, also those that hold none: full name, module, name in the module."""
+        for path, module in self.module.named_modules():
+            for name in list(module._buffers):
+                yield f"{path}.{name}" if path else name, module, name
+
+    def _restore_slots(self, saved: Mapping[str, Tensor], slots: Mapping[str, bool]) -> None:
+        """Modules that keep a cache make, drop and resize buffers as they run: undo that."""
+        for full, module, name in self._slots():
+            buffer = module._buffers[name]
+            if full not in slots:
+                delattr(module, name)
+            elif not slots[full]:
+                module._buffers[name] = None
+            elif full in saved and (buffer is None or not _alike(buffer, saved[full])):
+                home = next(self.module.parameters(), saved[full]) if buffer is None else buffer
+                module._buffers[name] = saved[full].to(home.device, copy=True)
 
     def _with_extra(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.module.named_modules():
@@ -93,7 +120,7 @@ class _Module:
 
 
 class _Optimizer:
-    """State of every parameter, by its position, and the options of every group."""
+    """State of every parameter, by its position, state under other keys, and the options of every group."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -106,6 +133,7 @@ class _Optimizer:
         return {
             "kind": "optimizer",
             "state": [clone(dict(state[p])) if p in state else None for p in self._parameters()],
+            "other": {key: clone(value) for key, value in state.items() if not isinstance(key, Tensor)},
             "groups": [
                 {key: clone(value) for key, value in group.items() if key != "params"}
                 for group in self.optimizer.param_groups
@@ -117,16 +145,27 @@ class _Optimizer:
         if len(parameters) != len(tree["state"]) or len(self.optimizer.param_groups) != len(tree["groups"]):
             raise _mismatch("the optimizer's parameters", range(len(parameters)), range(len(tree["state"])))
         pairs: list[tuple[Tensor, Tensor]] = []
-        for parameter, saved in zip(parameters, tree["state"], strict=True):
-            parameter.grad = None
-            if saved is None:  # born since the snapshot
-                self.optimizer.state.pop(parameter, None)
-            else:
-                _assign(self.optimizer.state[parameter], saved, pairs)
+        state = self.optimizer.state
+        saved_states = iter(tree["state"])
+        for group in self.optimizer.param_groups:
+            counts_on_device = group.get("capturable") or group.get("fused")
+            for parameter in group["params"]:
+                parameter.grad = None
+                if (saved := next(saved_states)) is None:  # born since the snapshot
+                    state.pop(parameter, None)
+                else:
+                    live = state[parameter]
+                    missing = saved.keys() - live.keys()
+                    _assign(live, saved, pairs)
+                    for key in missing:  # tensors from a file are on the CPU; so is a step count, usually
+                        if isinstance(live[key], Tensor) and (key != "step" or counts_on_device):
+                            live[key] = live[key].to(parameter.device)
+        for key in [key for key in state if not isinstance(key, Tensor) and key not in tree["other"]]:
+            del state[key]
+        for key, value in tree["other"].items():
+            state[key] = clone(value)
         for group, saved in zip(self.optimizer.param_groups, tree["groups"], strict=True):
-            parameters_of_group = group.pop("params")
-            _assign(group, saved, pairs)
-            group["params"] = parameters_of_group
+            _assign(group, saved, pairs, keep="params")
         copy_into(pairs, "the optimizer")
 
 
@@ -152,6 +191,8 @@ class _Tensor:
 
     def restore(self, tree: Tree) -> None:
         copy_into([(self.tensor, tree["tensor"])], "a tracked tensor")
+        if self.tensor.is_leaf:
+            self.tensor.grad = None
 
 
 class _Mapping:
@@ -161,6 +202,12 @@ class _Mapping:
         self.value = value
 
     def capture(self) -> Tree:
+        for key, value in self.value.items():
+            if isinstance(value, nn.Module | Optimizer | LRScheduler):
+                raise UntrackableError(
+                    f"a tracked dict (or `session.state`) holds a {type(value).__name__} under {key!r}, which a rewind "
+                    f"would replace by a copy: give it to `track` itself, `track({key}=...)`."
+                )
         return {"kind": "mapping", "items": clone(dict(self.value))}
 
     def restore(self, tree: Tree) -> None:
@@ -212,6 +259,9 @@ class _PythonRandom:
         self.generator.setstate(tree["state"])
 
 
+GENERATORS: Final = (_TorchGenerator, _NumpyGenerator, _NumpyRandomState, _PythonRandom)
+"""Kinds of tracked objects that random numbers are drawn from."""
+
 _KINDS: Final[tuple[tuple[type, Callable[[Any], Tracked]], ...]] = (
     (nn.Module, _Module),
     (Optimizer, _Optimizer),
@@ -232,6 +282,8 @@ def clone(value: Any) -> Any:
         return {key: clone(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(clone(item) for item in value)
+    if isinstance(value, tuple) and (make := getattr(value, "_make", None)):  # a named tuple
+        return make(clone(item) for item in value)
     if isinstance(value, int | float | str | bool | bytes | None):
         return value
     return copy.deepcopy(value)
@@ -255,16 +307,23 @@ def copy_into(pairs: list[tuple[Tensor, Tensor]], owner: str) -> None:
         torch._foreach_copy_([live for live, _ in pairs], [saved for _, saved in pairs])
 
 
-def _assign(live: MutableMapping[str, Any], saved: Tree, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Make `live` equal to `saved`; tensors that exist on both sides are queued in `pairs` for copying in place."""
-    for key in [key for key in live if key not in saved]:
+def _assign(
+    live: MutableMapping[str, Any], saved: Tree, pairs: list[tuple[Tensor, Tensor]], keep: str | None = None
+) -> None:
+    """Make `live` equal to `saved` but for the key `keep`; tensors on both sides are queued in `pairs` for copying."""
+    for key in [key for key in live if key not in saved and key != keep]:
         del live[key]
     for key, value in saved.items():
         old = live.get(key)
-        if isinstance(value, Tensor) and isinstance(old, Tensor) and old.shape == value.shape:
+        if isinstance(value, Tensor) and isinstance(old, Tensor) and _alike(old, value):
             pairs.append((old, value))
         else:
             live[key] = clone(value)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether copying one into the other keeps every bit."""
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _mismatch(what: str, live: Any, saved: Any) -> CheckpointError:

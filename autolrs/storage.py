@@ -333,7 +333,12 @@ def _names(storage: BaseStorage) -> list[str]:
 
 
 def _journal_names(path: Path) -> list[str]:
-    return _names(open_journal(path, readonly=True).storage) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return _names(open_journal(path, readonly=True).storage)
+    except CheckpointError:  # a study none the less: opening it says what is wrong
+        return [path.parent.name]
 
 
 def _not_found(name: str, storage: str | Path | None) -> StudyNotFoundError:

@@ -402,7 +402,7 @@ def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> 
                 return store, Record(settings)
             record = engine.replay(old, store.events())
             returned = record.finished and store.result is not None
-            if returned and (resume == "must" or _identity(old) != _identity(settings)):
+            if returned and (resume == "must" or _changes(old, settings)):
                 raise _finished(name, old, settings)
             if not returned:
                 _check_identity(name, old, settings)
@@ -427,12 +427,16 @@ def _account_for_crash(store: StudyStore, director: Director) -> None:
     director.tell(Elapsed(beat["seconds"]))
 
 
-def _check_identity(name: str, old: Settings, new: Settings) -> None:
+def _changes(old: Settings, new: Settings) -> str:
+    """What differs in the identity of two settings; "" if nothing does."""
     was, now = _identity(old), _identity(new)
-    changed = [f"{key} was {was[key]!r}, now {now[key]!r}" for key in _IDENTITY if was[key] != now[key]]
-    if changed:
+    return "; ".join(f"{key} was {was[key]!r}, now {now[key]!r}" for key in _IDENTITY if was[key] != now[key])
+
+
+def _check_identity(name: str, old: Settings, new: Settings) -> None:
+    if changes := _changes(old, new):
         raise IdentityError(
-            f"study {name!r} was begun with other settings: {'; '.join(changed)}. Put them back to resume it, or "
+            f"study {name!r} was begun with other settings: {changes}. Put them back to resume it, or "
             "choose another name."
         )
 
@@ -443,7 +447,9 @@ def _finished(name: str, old: Settings, new: Settings) -> IdentityError:
             f"study {name!r} is finished: its {old.steps} steps are done and its decay to zero is spent, so it cannot "
             f"be extended to {new.steps}. Start a new study with the steps you want (another name)."
         )
-    return IdentityError(f"study {name!r} is finished; choose another name, or resume='auto' with the same settings.")
+    if changes := _changes(old, new):
+        return IdentityError(f"study {name!r} is finished, and had other settings: {changes}. Choose another name.")
+    return IdentityError(f"study {name!r} is finished: choose another name, or let resume='auto' do so.")
 
 
 def environment() -> dict[str, Any]:

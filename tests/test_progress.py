@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from example_record import SETTINGS, STEPS, example_events, example_record
 from rich.console import Console
 
 from autolrs.engine import apply
-from autolrs.progress import ShowProgress, best, describe, running, steps_left, time_left
+from autolrs.progress import ShowProgress, ahead, best, describe, running, steps_left, time_left
 from autolrs.protocols import Callback
 from autolrs.records import Decided, Probe, Record, Reverted, RolledBack, Train
 
@@ -50,7 +51,7 @@ def test_live_shows_what_runs_and_how_long_it_will_take():
     text = io.StringIO()
     console = Console(file=text, width=120, force_terminal=True)
     with ShowProgress(console) as progress:
-        for record, event in list(replayed())[:6]:
+        for record, event in list(replayed())[:7]:
             progress.on_event(record, event)
         progress.on_progress(record, Probe(0, 2, 0.03, 80, ()), 32, 2.5)
         progress._bars.refresh()
@@ -76,6 +77,16 @@ def test_running_names_the_rate_in_force():
     schedule = record.schedule
     assert running(record, Train(1800, 2000, record.pieces, 1), 100) == ("stage 1", 200, schedule(1900))
     assert running(record, Train(0, 10, ()), 0)[1] == 10
+
+
+def test_steps_are_counted_once():
+    record = example_record()
+    assert ahead(record, Train(STEPS - 50, STEPS, ()), 50) == 0
+    assert ahead(replace(record, kept_steps=STEPS - 50), Train(STEPS - 50, STEPS, ()), 20) == 20
+    assert ahead(record, Probe(0, 0, 1e-3, 80, ()), 80) == 0
+    running = replace(record.stages[0].trials[0], steps=0)
+    stage = replace(record.stages[0], trials=(running,))
+    assert ahead(replace(record, stages=(stage,)), Probe(0, 0, 1e-3, 80, ()), 30) == 30
 
 
 def test_best_is_of_the_last_stage():

@@ -339,6 +339,7 @@ def test_a_journal_damaged_in_the_middle_is_named(folder: Path) -> None:
     for readonly in (True, False):
         with pytest.raises(CheckpointError, match=r"line 5 of .*study\.journal is damaged"):
             StudyStore.open("x", readonly=readonly)
+    assert StudyStore.list_names() == ["x"]  # one damaged study does not hide the others
 
 
 def test_missing_and_unknown_events_are_errors(folder: Path) -> None:

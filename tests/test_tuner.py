@@ -40,7 +40,6 @@ STRATEGIES = {"horizon": {}, "autolrs": {"options": {"tau": 10, "k": 2}}}
 
 @pytest.fixture(autouse=True)
 def _afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(Counter, "steps", 0)
     monkeypatch.chdir(tmp_path)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
@@ -67,11 +66,11 @@ def test_a_plain_loop_on_the_schedule_gives_the_same_weights_bit_for_bit(
 
 def test_without_a_budget_it_is_plain_training_on_the_base_schedule_at_the_optimizers_own_rate(tmp_path: Path) -> None:
     study = run(tmp_path, search_budget=0, seed=5)
+    assert (study.cost.probe_steps, study.cost.search_cost, Counter.steps) == (0, 0, 60)
     base = Schedule.build("wsd", rate=2e-3, steps=60, warmup=3, decay=SPACE.decay)
     assert [study.schedule(step) for step in range(61)] == [base(step) for step in range(61)]
     assert study.result == plain(base, seed=5)
     assert study.trials_dataframe().empty
-    assert (study.cost.probe_steps, study.cost.search_cost, Counter.steps) == (0, 0, 60 + 60)
 
 
 def seed_all(seed: int) -> None:
@@ -108,13 +107,9 @@ def test_attach_is_tune_under_the_same_seeding(tmp_path: Path, strategy: str) ->
 
 def test_an_attached_script_that_fails_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
     whole, result = attached(tmp_path / "whole")
-    taken, Counter.steps = Counter.steps, 0
     for crash in (13, 28, 20):  # in a probe, in a probe or after it, in the kept run
-        Counter.steps = 0
         with pytest.raises(ZeroDivisionError, match="the user's own"):
             attached(tmp_path / "broken", crash_at=crash)
-        taken += crash
-    Counter.steps = 0
     study, resumed = attached(tmp_path / "broken")
     assert resumed == result
     assert study.schedule == whole.schedule
@@ -180,10 +175,8 @@ def test_attach_tracks_its_other_keywords(tmp_path: Path) -> None:
     assert adopted > 0
     assert kept == expected()[adopted:]
     assert total == torch.tensor(expected()).cumsum(0)[-1].item() or math.isclose(total, sum(expected()), rel_tol=1e-6)
-    Counter.steps = 0
     with pytest.raises(ZeroDivisionError):
         noisy(tmp_path / "b", stop_at=45)
-    Counter.steps = 1000
     rest, again = noisy(tmp_path / "b")
     assert rest == expected()[40 - len(rest) :]
     assert len(rest) < len(kept)
@@ -365,7 +358,6 @@ def test_an_sql_database_end_to_end(tmp_path: Path) -> None:
     expected = run(tmp_path / "folder")
     with pytest.raises(ZeroDivisionError):
         tune_on(url, crash_at=45)
-    Counter.steps = 0
     study = tune_on(url)
     assert study.result == expected.result
     assert study.schedule == expected.schedule
@@ -438,12 +430,12 @@ def test_what_only_pickle_can_store_needs_allow_pickle(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="allow_pickle") as info:
         run(tmp_path, train, search_budget=0)
     assert isinstance(info.value, autolrs.AutoLRSError)
-    Counter.steps, crash_at = 0, 30
+    crash_at = 30
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, train, search_budget=0, allow_pickle=True)
     with pytest.raises(OSError, match="allow_pickle"):
         run(tmp_path, train, search_budget=0)
-    Counter.steps, crash_at = 0, 0
+    crash_at = 0
     assert run(tmp_path, train, search_budget=0, allow_pickle=True).result == 60
 
 
@@ -510,9 +502,7 @@ def test_what_a_callback_raises_comes_out_unchanged_and_the_study_goes_on(
         assert info.value is error
         assert "steps saved: run the same again to go on" in error.__notes__[-1]
     assert not caplog.records
-    study = run(tmp_path)
-    assert study.result == run(tmp_path / "whole").result
-    assert study.cost.lost_steps > 0
+    assert run(tmp_path).result == run(tmp_path / "whole").result
 
 
 # Objectives
@@ -561,7 +551,7 @@ def never_finite(session: Session) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nan_from_the_first_step_blames_model_and_data(tmp_path: Path, strategy: str) -> None:
     for _ in range(2):  # and again when it is resumed
-        with pytest.raises(DivergedError, match="loss is nan at step 0, before any update .* the model or the data"):
+        with pytest.raises(DivergedError, match="loss is nan at step 0, before any update: the model or the data is at fault"):
             run(tmp_path, never_finite, strategy=strategy, **STRATEGIES[strategy])
     assert Counter.steps <= 16
 
@@ -587,7 +577,7 @@ def test_all_probes_diverging_lowers_the_top_and_then_says_so(tmp_path: Path, st
             optimizer.step()
             session.report(loss)
 
-    settings = {"options": {"tau": 10, "k": 4}} if strategy == "autolrs" else {}
+    settings = {"options": {"tau": 50, "k": 4}} if strategy == "autolrs" else {}
     with pytest.raises(DivergedError, match=r"all \d+ probes of stage 0 diverged \(rates .*bounds") as info:
         run(tmp_path, train, strategy=strategy, steps=100, **settings)
     rates = [float(rate) for rate in re.search(r"rates ([^)]*)\)", str(info.value))[1].split(", ")]  # type: ignore[index]
@@ -697,13 +687,13 @@ class Halving:
 def test_a_strategy_may_be_any_object_with_its_methods(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, loop(each=crash(12)), strategy=Halving(), search_budget=None)
+    with pytest.raises(IdentityError, match=r"options was .*0.01.* now .*0.5"):
+        run(tmp_path, strategy=Halving(rates=(0.5,)), search_budget=None)
     study = run(tmp_path, strategy=Halving(), search_budget=None)
     assert study.result == plain(study.schedule)
     assert (study.cost.probe_steps, study.record.settings.budget) == (16, 24)
     assert [trial.rate for trial in study.stages[0].trials] == [1e-2, 1e-3]
     assert study.record.settings.strategy == "halving"
-    with pytest.raises(IdentityError, match=r"options was .*0.01.* now .*0.5"):
-        run(tmp_path, strategy=Halving(rates=(0.5,)), search_budget=None)
 
 
 class Flat:
@@ -753,12 +743,10 @@ def test_a_signal_saves_and_stops_at_the_next_item(tmp_path: Path, number: signa
     whole = run(tmp_path / "whole")
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for at in (5, 55):  # in a probe, in the kept run
-        Counter.steps = 0
         with pytest.raises(StoppedError, match=rf"stopped at step \d+ of 60 \({number.name}\); all is saved"):
             run(tmp_path, loop(each=Signalled(number, at)))
         assert Counter.steps == at
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    Counter.steps = 0
     study = run(tmp_path)
     assert study.result == whole.result
     assert study.schedule == whole.schedule
@@ -806,10 +794,9 @@ def test_resume_modes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         run(tmp_path, loop(each=crash(20)), **quick)
     assert run(tmp_path, resume="never", **quick).name == "run-2"
     assert run(tmp_path, resume="never", **quick).name == "run-3"
-    Counter.steps = 0
     assert run(tmp_path, resume="must", **quick).name == "run"
     assert Counter.steps == 60 - 16
-    with pytest.raises(IdentityError, match="study 'run' is finished; choose another name"):
+    with pytest.raises(IdentityError, match="study 'run' is finished: choose another name"):
         run(tmp_path, resume="must", **quick)
     assert not caplog.records
     assert run(tmp_path, **quick).name == "run-4"
@@ -821,7 +808,7 @@ def test_a_finished_run_is_not_extended(tmp_path: Path) -> None:
     run(tmp_path, search_budget=0)
     with pytest.raises(IdentityError, match="its 60 steps are done and its decay to zero is spent, so it cannot be extended"):
         run(tmp_path, search_budget=0, steps=80)
-    with pytest.raises(IdentityError, match="study 'run' is finished"):
+    with pytest.raises(IdentityError, match="study 'run' is finished, and had other settings: seed was 0, now 1"):
         run(tmp_path, search_budget=0, seed=1)
 
 
@@ -835,7 +822,7 @@ def test_an_error_after_the_last_step_leaves_only_the_rest_of_train_to_do(tmp_pa
     broken = True
     with pytest.raises(ZeroDivisionError, match="while it evaluates"):
         run(tmp_path, train)
-    broken, Counter.steps = False, 0
+    broken = False
     study = run(tmp_path, train)
     assert Counter.steps == 0
     assert study.name == "run"

@@ -32,7 +32,7 @@ SPACE = SearchSpace("toy", (1e-4, 1e-1), initial=3e-3, schedule="wsd", warmup=0.
 
 
 class Counter:
-    """Optimizer updates really done, of whatever kind, by this process."""
+    """Optimizer updates really done, of whatever kind, since the last `build`."""
 
     steps = 0
 
@@ -45,6 +45,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def build(*, own_generator: bool = False) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]:
+    Counter.steps = 0
     inputs, targets = data()
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
