@@ -70,7 +70,7 @@ class _Entry:
     rng: Tree | None
 
 
-class PassEnded(Exception):  # noqa: N818 - control flow, not an error
+class PassEnded(Exception):
     """The passes that the caller asked for are over."""
 
 
@@ -118,6 +118,17 @@ class Feed:
     @property
     def epoch(self) -> int:
         return self.position.epoch
+
+    @property
+    def next_epoch(self) -> int:
+        """The pass that another feed begins with, should this one be left where it is."""
+        position = self.position
+        return position.epoch + (position.start is not None)
+
+    @property
+    def generators(self) -> tuple[Tracked, ...]:
+        """The user's tracked generators and the loader's own."""
+        return (*self._generators, *self._own)
 
     def room(self) -> int | None:
         """Items left before the caller's passes end, if that can be known; None: no end, or unknown."""
@@ -196,7 +207,7 @@ class Feed:
                 generator.restore(tree)
         else:
             restore_rng(position.start["rng"])
-            for generator, tree in zip((*self._generators, *self._own), position.start["generators"], strict=True):
+            for generator, tree in zip(self.generators, position.start["generators"], strict=True):
                 generator.restore(tree)
             how = self._begin_at(position)
             log.info("reached batch %d of epoch %d by %s", position.index, position.epoch, how)
@@ -272,7 +283,7 @@ class Feed:
     def _begin_pass(self) -> None:
         if self._last_epoch is not None and self._live.epoch >= self._last_epoch:
             raise PassEnded
-        start = {"rng": capture_rng(), "generators": [g.capture() for g in (*self._generators, *self._own)]}
+        start = {"rng": capture_rng(), "generators": [generator.capture() for generator in self.generators]}
         self._live = replace(self._live, start=start, own=None)
         _set_epoch(self.loader, self._live.epoch)
         self._iterator = iter(self.loader)

@@ -186,7 +186,10 @@ class CheckpointStore:
                 if path.name not in kept and (path.name in entries or _STEP_FILE.fullmatch(path.name)):
                     path.unlink()
         except OSError as error:
-            raise CheckpointError(f"cannot remove old checkpoints in {self.directory}: {error}") from error
+            raise CheckpointError(
+                f"cannot remove old checkpoints in {self.directory}: {error.strerror or error}. The last ones are "
+                "good: make room on the disk, then run the same command again."
+            ) from error
 
     def _writing(self) -> None:
         if self._readonly:

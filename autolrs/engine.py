@@ -193,7 +193,8 @@ def _decided(record: Record, event: Decided) -> Record:
     decision = event.decision
     stage = _searched(record, event, decision.stage)
     covered = decision.pieces and decision.pieces[0].start == stage.start < decision.stop <= decision.pieces[-1].stop
-    _expect(bool(covered) and decision.pieces[-1].stop <= record.settings.steps, record, event)
+    fits = stage.start + decision.adopt <= decision.stop
+    _expect(bool(covered) and fits and decision.pieces[-1].stop <= record.settings.steps, record, event)
     stage = replace(
         stage,
         rate=decision.rate,

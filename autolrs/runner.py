@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor
 
-from autolrs.batches import Feed, Place
+from autolrs.batches import Feed, PassEnded, Place
 from autolrs.director import Director
 from autolrs.errors import IdentityError, SessionError, StoppedError
 from autolrs.rates import Rates
@@ -26,7 +26,6 @@ from autolrs.records import (
     Curve,
     Finish,
     Finished,
-    Instruction,
     Issued,
     Open,
     Opened,
@@ -115,6 +114,11 @@ class Runner:
         return self._segment is not None and isinstance(self._segment.instruction, Probe)
 
     @property
+    def searching(self) -> bool:
+        """Whether a stage is open, to whose start in the data the probes go back."""
+        return self._stage is not None
+
+    @property
     def unsaved(self) -> int:
         return len(self._segment.losses) if self._segment else 0
 
@@ -130,9 +134,12 @@ class Runner:
         """The loader's pass is over. A probe ends with it and its stage goes on (True); the kept run waits (False)."""
         if not self.is_probe:
             return False
-        assert self._segment is not None
-        self._take()
-        self._end_probe(self._segment, TrialState.PRUNED, "the epoch ended")
+        segment = self._segment
+        assert segment is not None
+        if (bad := _first_bad(self._take())) is None:
+            self._end_probe(segment, TrialState.PRUNED, "the epoch ended")
+        else:
+            self._end_probe(segment, TrialState.DIVERGED, f"loss {bad}")
         return True
 
     def stop(self, reason: str) -> NoReturn:
@@ -175,6 +182,8 @@ class Runner:
         while self._segment is None:
             match self._director.next():
                 case Open() as instruction:
+                    if self.feed.room() == 0:  # no item is left for a probe: the stage begins with the next pass
+                        raise PassEnded
                     self._open(instruction)
                 case Probe() as instruction:
                     self._probe(instruction)
@@ -259,8 +268,10 @@ class Runner:
     def _read(self) -> None:
         segment = self._segment
         assert segment is not None
+        self.rates.check()
         losses = self._take()
-        bad = next(itertools.filterfalse(math.isfinite, losses), None)
+        bad = _first_bad(losses)
+        why = self._director.progress(segment.instruction, len(segment.losses), sum(losses) / len(losses))
         if isinstance(segment.instruction, Train):
             if bad is not None:
                 self._roll_back(segment, bad)
@@ -270,7 +281,6 @@ class Runner:
             self._end_probe(segment, TrialState.DIVERGED, f"loss {bad}")
         else:
             self._read_probe(segment, segment.instruction)
-        why = self._director.progress(segment.instruction, len(segment.losses), sum(losses) / len(losses))
         if why:
             self.stop(why)
 
@@ -280,10 +290,10 @@ class Runner:
             self._candidates[probe.number] = (self._capture(), list(segment.losses), list(segment.rates))
         if self._validate is not None and offset in _validation_points(probe):
             loss = self._measure()
+            segment.validation.append((offset, loss))
             if not math.isfinite(loss):
                 self._end_probe(segment, TrialState.DIVERGED, f"validation loss {loss}")
                 return
-            segment.validation.append((offset, loss))
         if offset == segment.stop:
             self._end_probe(segment, TrialState.COMPLETE)
         elif offset % READ == 0 and (reason := self._director.prune(probe, self._curve(segment))):
@@ -293,12 +303,12 @@ class Runner:
         probe, steps = segment.instruction, len(segment.losses)
         assert isinstance(probe, Probe)
         validated = [offset for offset, _ in segment.validation]
-        if state is TrialState.PRUNED and self._validate is not None and steps and steps not in validated:
+        validates = self._validate is not None and probe.validations
+        if state is TrialState.PRUNED and validates and steps and steps not in validated:
             loss = self._measure()
             segment.validation.append((steps, loss))
             if not math.isfinite(loss):
                 state, reason = TrialState.DIVERGED, f"validation loss {loss}"
-        calls = len(segment.validation) + (self._validate is not None and reason.startswith("validation") and not validated)
         objective = None
         if state is not TrialState.DIVERGED and steps:
             last = segment.losses[-max(READ, probe.length // 10) :]
@@ -315,7 +325,7 @@ class Runner:
                 first_loss=segment.losses[0] if steps else None,
                 objective=objective,
                 reason=reason,
-                validations=int(calls),
+                validations=len(segment.validation),
             )
         )
 
@@ -347,22 +357,26 @@ class Runner:
             return None
         rates = [segment.rates[offset - 1] for offset, _ in points]
         offsets, losses = zip(*points, strict=True)
-        stage = segment.instruction.stage
-        return Curve(tuple(map(float, offsets)), losses, tuple(rates), stage=stage, start=self._director.record.kept_steps)
+        start = self._director.record.kept_steps
+        return Curve(tuple(map(float, offsets)), losses, tuple(rates), stage=segment.instruction.stage, start=start)
 
     # State
 
     def _measure(self) -> float:
         """The validation loss here; generators and training flags stay as they were."""
         assert self._validate is not None
-        modules = [module for t in self._tracked.values() if (root := getattr(t, "module", None)) for module in root.modules()]
+        roots = [root for tracked in self._tracked.values() if (root := getattr(tracked, "module", None)) is not None]
+        modules = [module for root in roots for module in root.modules()]
         flags = [module.training for module in modules]
+        states = [generator.capture() for generator in self.feed.generators]
         with rng_preserved(), torch.no_grad():
             try:
                 return float(self._validate())
             finally:
                 for module, training in zip(modules, flags, strict=True):
                     module.training = training
+                for generator, state in zip(self.feed.generators, states, strict=True):
+                    generator.restore(state)
 
     def _mark(self) -> None:
         """The stage starts here."""
@@ -374,8 +388,8 @@ class Runner:
         return _Snapshot(objects, capture_rng(), self.feed.place())
 
     def _go(self, snapshot: _Snapshot) -> None:
-        self._restore_objects(snapshot.objects)
         self.feed.go(snapshot.place)
+        self._restore_objects(snapshot.objects)
         restore_rng(snapshot.rng)
 
     def _restore_objects(self, objects: Mapping[str, Tree]) -> None:
@@ -403,12 +417,19 @@ def _validation_points(probe: Probe) -> list[int]:
     return sorted({max(1, round(probe.length * j / probe.validations)) for j in range(1, probe.validations + 1)})
 
 
+def _first_bad(losses: list[float]) -> float | None:
+    """The first loss that is not finite."""
+    return next(itertools.filterfalse(math.isfinite, losses), None)
+
+
 def _to_floats(losses: list[Tensor]) -> list[float]:
     """All in one transfer, where they are on one device.
 
     Raises:
         SessionError: a loss is not a scalar.
     """
+    if not losses:
+        return []
     try:
         if losses[0].device.type == "cpu" or len({loss.device for loss in losses}) > 1:
             return [loss.item() for loss in losses]

@@ -3,6 +3,8 @@
 Notation
     x       unit log-rate, log(rate / low) / log(high / low)
     y       scaled outcome, (value - start loss) / progress: 0 is the stage's start, -1 the best value seen in it
+    z       what the surrogate sees: log(1 + (y + 1) / delta) on a scale where the start is 0 and the best is -1.
+            Progress is most of a loss: near the best, differences of a hundredth of it are what counts.
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ smooth function follows. From .03 to .25 all is the same."""
 NOISE: Final = 4.0
 """Progress of fewer standard deviations is not told from noise: outcomes are then scaled by those."""
 
+DELTA: Final = 0.003
+"""Least delta of the logarithm; it is twice the outcomes' standard deviation where that is more, so that noise is not
+blown up."""
+
 MAX_STD: Final = 3.0
 """An outcome known no better than to three times the progress is not known."""
 
@@ -59,8 +65,9 @@ class _Point:
     stage: int
     x: float
     pending: bool
-    y: float = 0.0
+    z: float = 0.0
     variance: float = 0.0
+    worst: bool = False  # the loss rose, or the probe diverged
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ class GPSampler:
     def posterior(
         self, observations: Sequence[Observation], *, bounds: Bounds, stage: int, rates: Sequence[float]
     ) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation [loss] that `stage`'s search now expects of `rates`; for people.
+        """Median and half the 68 % interval [loss] that `stage`'s search now expects of `rates`; for people.
 
         Raises:
             ValueError: no finished, finite observation of that stage.
@@ -158,11 +165,14 @@ class GPSampler:
         if not any(map(_finished, here)):
             raise ValueError(f"stage {stage} has no finished, finite trial among {len(observations)} observations.")
         past = [trial for trial in observations if trial.stage <= stage and not trial.pending]
-        size, start, progress = _scale(here)
+        scale = _Scale.of(here)
         with torch.no_grad():
             posterior = self._fit(_points(past, bounds)).posterior(_tensor([(_unit(r, bounds), stage) for r in rates]))
-        means = [size * (start + progress * y) for y in posterior.mean[:, 0].tolist()]
-        return means, [size * progress * std for std in posterior.variance[:, 0].sqrt().tolist()]
+        means, stds = posterior.mean[:, 0].tolist(), posterior.variance[:, 0].sqrt().tolist()
+        spread = [
+            0.5 * (scale.loss(mean + std) - scale.loss(mean - std)) for mean, std in zip(means, stds, strict=True)
+        ]
+        return list(map(scale.loss, means)), spread
 
     def _last_best(self, observations: Sequence[Observation], bounds: Bounds) -> float | None:
         """Best rate of the last stage that has one."""
@@ -179,7 +189,7 @@ class GPSampler:
         make = surrogate(self.surrogate)
         done = [point for point in points if not point.pending]
         X = _tensor([(point.x, point.stage) for point in done]).reshape(-1, 2)
-        Y = _tensor([point.y for point in done]).reshape(-1, 1)
+        Y = _tensor([point.z for point in done]).reshape(-1, 1)
         Yvar = _tensor([point.variance for point in done]).reshape(-1, 1)
         if len(done) == len(points):
             return make(X, Y, Yvar)
@@ -248,9 +258,9 @@ def _opening(here: Sequence[_Point]) -> float | None:
     """
     if len(here) > 2 or any(point.pending for point in here):
         return None
-    best = min(here, key=lambda point: (point.y, point.x))
+    best = min(here, key=lambda point: (point.z, point.x))
     if len(here) == 1:
-        x = best.x + (STRIDE if best.y < WORST else -STRIDE)
+        x = best.x + (-STRIDE if best.worst else STRIDE)
     else:
         other = here[0] if best is here[1] else here[1]
         x = best.x + 0.5 * (best.x - other.x)
@@ -267,42 +277,71 @@ def _points(observations: Sequence[Observation], bounds: Bounds) -> list[_Point]
 
 def _scaled(trials: Sequence[Observation], bounds: Bounds) -> list[_Point]:
     """The observations of one stage."""
-    size, start, progress = _scale(trials)
+    scale = _Scale.of(trials)
     points = []
     for trial in trials:
         x = _unit(trial.rate, bounds)
         if trial.pending:
             points.append(_Point(trial.stage, x, pending=True))
-        elif not math.isfinite(trial.value):
-            points.append(_Point(trial.stage, x, False, WORST, WORST_STD**2))
-        else:
-            y = (trial.value / size - start) / progress
-            std = trial.std / size / progress
-            variance = _censored_variance(y, min(std, MAX_STD) if std >= 0 else MAX_STD)
-            if y >= WORST:
-                y, variance = WORST, max(variance, WORST_STD**2)
-            points.append(_Point(trial.stage, x, False, y, variance))
+            continue
+        y, variance = scale.outcome(trial)
+        points.append(_Point(trial.stage, x, False, scale.warp(y), variance * scale.slope(y) ** 2, y >= WORST))
     return points
 
 
-def _scale(trials: Sequence[Observation]) -> tuple[float, float, float]:
-    """(size, start, progress) such that y = (value / size - start) / progress.
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """From the losses of one stage to what the surrogate sees: y = (loss / size - start) / progress, z = warp(y).
 
     Dividing by the largest magnitude first keeps differences of huge losses finite. Without progress the spread of
     the values takes its place; either is at least `NOISE` standard deviations.
     """
-    finite = [trial for trial in trials if _finished(trial)]
-    starts = [trial.start_loss for trial in finite if math.isfinite(trial.start_loss)]
-    size = max([abs(loss) for loss in (*starts, *(trial.value for trial in finite))], default=0.0) or 1.0
-    if not finite:
-        return size, 0.0, 1.0
-    values = [trial.value / size for trial in finite]
-    start = max(starts) / size if starts else max(values)
-    progress = start - min(values)
-    if progress <= 0:
-        progress = max(values) - start
-    known = [trial.std / size for trial in finite if 0 <= trial.std < math.inf]
-    return size, start, max(progress, NOISE * median(known or [0.0])) or 1.0
+
+    size: float
+    start: float
+    progress: float
+    delta: float
+
+    @classmethod
+    def of(cls, trials: Sequence[Observation]) -> _Scale:
+        finite = [trial for trial in trials if _finished(trial)]
+        starts = [trial.start_loss for trial in finite if math.isfinite(trial.start_loss)]
+        size = max([abs(loss) for loss in (*starts, *(trial.value for trial in finite))], default=0.0) or 1.0
+        if not finite:
+            return cls(size, 0.0, 1.0, 1.0)
+        values = [trial.value / size for trial in finite]
+        start = max(starts) / size if starts else max(values)
+        progress = start - min(values)
+        if progress <= 0:
+            progress = max(values) - start
+        noise = median([trial.std / size for trial in finite if 0 <= trial.std < math.inf] or [0.0])
+        progress = max(progress, NOISE * noise) or 1.0
+        return cls(size, start, progress, min(1.0, max(DELTA, 2 * noise / progress)))
+
+    def outcome(self, trial: Observation) -> tuple[float, float]:
+        """y and its variance; a diverged probe counts as `WORST`, like one that is worse than that."""
+        if not math.isfinite(trial.value):
+            return WORST, WORST_STD**2
+        y = (trial.value / self.size - self.start) / self.progress
+        std = trial.std / self.size / self.progress
+        variance = _censored_variance(y, min(std, MAX_STD) if std >= 0 else MAX_STD)
+        return (y, variance) if y < WORST else (WORST, max(variance, WORST_STD**2))
+
+    def warp(self, y: float) -> float:
+        return math.log((max(y, -1.0) + 1 + self.delta) / (1 + self.delta)) / self._range
+
+    def slope(self, y: float) -> float:
+        """dz/dy."""
+        return 1 / ((max(y, -1.0) + 1 + self.delta) * self._range)
+
+    def loss(self, z: float) -> float:
+        """The loss that z stands for."""
+        y = (1 + self.delta) * math.exp(min(z * self._range, 50.0)) - 1 - self.delta
+        return self.size * (self.start + self.progress * y)
+
+    @property
+    def _range(self) -> float:
+        return math.log((1 + self.delta) / self.delta)
 
 
 def _censored_variance(y: float, std: float) -> float:

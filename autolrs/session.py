@@ -22,10 +22,10 @@ from torch.optim import Optimizer
 
 from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.director import Director
-from autolrs.errors import LoaderError, SessionError, SettingError, UnsupportedError, UntrackableError
-from autolrs.rates import Rates
+from autolrs.errors import SessionError, SettingError, UnsupportedError
+from autolrs.rates import Rates, rates_of
 from autolrs.runner import Runner
-from autolrs.snapshot import Tracked, Tree, track
+from autolrs.snapshot import GENERATORS, Tracked, Tree, track
 
 if TYPE_CHECKING:
     from autolrs.study import Study
@@ -58,7 +58,7 @@ class Session:
         self._tuned = tuned
         self._replay_memory = replay_memory
         self._tracked: dict[str, Tracked] = {"session.state": track("state", self.state)}
-        self._optimizers: dict[str, Optimizer] = {}
+        self._optimizers: dict[str, tuple[Optimizer, list[float]]] = {}  # with the rates of their groups at `track`
         self._validate: Callable[[], Any] | None = None
         self._runner: Runner | None = None
         self._feed: Feed | None = None
@@ -89,7 +89,7 @@ class Session:
                 raise SettingError(f"`track` got {name!r} twice.")
             self._tracked[name] = track(name, value)
             if isinstance(value, Optimizer):
-                self._optimizers[name] = value
+                self._optimizers[name] = value, rates_of(value)
 
     def validate(self, function: Callable[[], Any]) -> None:
         """Call `function()` for the validation loss: without gradients, and leaving generators and training
@@ -111,7 +111,8 @@ class Session:
                 + ("." if self._optimizers else ", after `session.track(model=model, optimizer=optimizer)`.")
             )
         try:
-            self._pending.append(loss.detach())  # type: ignore[union-attr]
+            # What has no gradient may be an accumulator that the loop goes on writing.
+            self._pending.append(loss.detach() if loss.requires_grad else loss.clone())  # type: ignore[union-attr]
         except AttributeError:
             self._pending.append(torch.tensor(float(loss), dtype=torch.float64))
 
@@ -132,8 +133,10 @@ class Session:
         runner = self._start(loader, epochs)
         self._iterating = True
         try:
-            while runner.turn():
+            while True:
                 try:
+                    if not runner.turn():
+                        return
                     yield from self._window(runner)
                 except PassEnded:
                     if not runner.cut():
@@ -225,13 +228,18 @@ class Session:
     def _start(self, loader: Iterable[Any], epochs: int | None) -> Runner:
         """Make the runner at the first call; give it a feed at each."""
         _refuse_distributed()
-        optimizer = self._tuned_optimizer()
-        epoch = self.epoch
-        generators = [t for name, t in self._tracked.items() if type(t).__name__.endswith(("Generator", "Random"))]
+        optimizer, own = self._tuned_optimizer()
+        if self._runner is not None and self._runner.searching:
+            raise SessionError(
+                "the loop over `batches` was left in the middle of a search, whose probes need it to go on: let it end "
+                "by itself, without `break`; for shorter passes give a shorter loader."
+            )
+        epoch = self.epoch if self._feed is None else self._feed.next_epoch
+        generators = [tracked for tracked in self._tracked.values() if isinstance(tracked, GENERATORS)]
         feed = Feed(loader, epoch=epoch, epochs=epochs, memory=self._replay_memory, generators=generators)
         if self._runner is None:
             self._runner = Runner(
-                self._director, self._tracked, Rates(optimizer), feed, self._validate, self._pending
+                self._director, self._tracked, Rates(optimizer, own), feed, self._validate, self._pending
             )
             if self._saved is not None:
                 feed.seek(position_of(self._saved["feed"]))
@@ -240,7 +248,8 @@ class Session:
         self._feed = self._runner.feed = feed
         return self._runner
 
-    def _tuned_optimizer(self) -> Optimizer:
+    def _tuned_optimizer(self) -> tuple[Optimizer, list[float]]:
+        """The optimizer whose rate is set, and the rates of its groups at `track`."""
         names = sorted(self._optimizers)
         if not names:
             raise SessionError(

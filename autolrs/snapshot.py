@@ -145,7 +145,7 @@ class _Optimizer:
         if len(parameters) != len(tree["state"]) or len(self.optimizer.param_groups) != len(tree["groups"]):
             raise _mismatch("the optimizer's parameters", range(len(parameters)), range(len(tree["state"])))
         pairs: list[tuple[Tensor, Tensor]] = []
-        state = self.optimizer.state
+        state: dict[Any, Any] = self.optimizer.state
         saved_states = iter(tree["state"])
         for group in self.optimizer.param_groups:
             counts_on_device = group.get("capturable") or group.get("fused")
@@ -337,7 +337,7 @@ def capture_rng() -> Tree:
     cuda = torch.cuda.get_rng_state_all() if in_use else []
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - the global one is what user code draws from
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }
@@ -345,7 +345,7 @@ def capture_rng() -> Tree:
 
 def restore_rng(tree: Tree) -> None:
     random.setstate(tree["python"])
-    np.random.set_state(tree["numpy"])
+    np.random.set_state(tree["numpy"])  # noqa: NPY002
     torch.set_rng_state(tree["torch"])
     if tree["cuda"]:
         torch.cuda.set_rng_state_all(tree["cuda"])

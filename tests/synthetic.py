@@ -89,7 +89,7 @@ class Problem:
 
     def update(self, state: State, rate: float) -> State:
         r = rate / self.rate_unit
-        heat = 3 * state.heat + r if r > self.cliff else state.heat + 0.2 * (r - state.heat)
+        heat = 10 * state.heat + r if r > self.cliff else state.heat + 0.2 * (r - state.heat)
         return State(state.progress + r, heat, state.batch + 1)
 
 
@@ -157,7 +157,7 @@ class SyntheticTrainer:
         self.kill_after = kill_after
         self.record = engine.replay(settings, self.disk.events)
         self.state = State()
-        self._mark = State()
+        self._mark: State | None = None
         self._candidates: dict[int, tuple[State, list[float], list[float]]] = {}
         self._tail: deque[float] = deque(maxlen=max(READ, settings.steps // 10))
 
@@ -177,7 +177,7 @@ class SyntheticTrainer:
             step = max(step for step in self.disk.checkpoints if step <= self.record.kept_steps)
             if step < self.record.kept_steps:
                 self._tell(Reverted(step, "damaged"))
-            self.state = self._mark = self._load(step)
+            self.state = self._load(step)
         while True:
             match instruction := engine.decide(self.record, self.strategy):
                 case Open():
@@ -215,6 +215,8 @@ class SyntheticTrainer:
         self._tell(Opened(instruction.stage, instruction.start, loss, room, calls))
 
     def _probe(self, probe: Probe) -> None:
+        if self._mark is None:  # resumed, or back from a damaged checkpoint
+            self._mark = self.state
         self.state = self._mark
         self._candidates = {n: kept for n, kept in self._candidates.items() if n == probe.incumbent}
         self._tell(Issued(probe.stage, probe.number, probe.rate, probe.length))
@@ -272,7 +274,7 @@ class SyntheticTrainer:
     def _train(self, train: Train) -> None:
         segment = _Segment(train, Schedule(train.pieces), train.start, train.stop)
         adopted = self._candidates.get(train.adopt) if train.adopt is not None else None
-        self._candidates = {}
+        self._mark, self._candidates = None, {}
         if adopted is not None:
             self.state, segment.losses, segment.rates = adopted
         while segment.now < segment.stop:
@@ -290,6 +292,8 @@ class SyntheticTrainer:
         self._tell(Trained(segment.start, segment.now, self._curve(segment), adopted is not None))
 
     def _finish(self) -> None:
+        if self.record.finished:
+            return
         if self.validates:
             loss: float | None = self.problem.validation(self.state)
         else:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,23 @@ _context.set_forkserver_preload(["tuned_loops", "autolrs.surrogates"])
 
 def spawn(storage: Path, settings: Mapping[str, Any], *hooks: Hook, **loop_settings: Any) -> BaseProcess:
     """A process that runs `run` and writes OUTCOME beside the study."""
+    _start_server()
     process = _context.Process(target=_work, args=(storage, dict(settings), hooks, loop_settings))
     process.start()
     return process
+
+
+def _start_server() -> None:
+    """Let the server find this module, to preload it."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), before)))
+    try:
+        ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def finish(storage: Path, settings: Mapping[str, Any], *hooks: Hook, **loop_settings: Any) -> dict[str, Any]:
@@ -169,7 +184,7 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def journal_size(storage: Path, name: str = "run") -> int:

@@ -81,6 +81,7 @@ class AutoLRS:
         for rule, holds in (
             ("1 <= tau", self.tau is None or self.tau >= 1),
             ("1 <= tau_max", self.tau_max is None or self.tau_max >= 1),
+            ("tau <= tau_max", self.tau is None or self.tau_max is None or self.tau <= self.tau_max),
             ("0 < probe <= 1", 0 < self.probe <= 1),
             ("1 <= k", self.k >= 1),
             ("0 <= validations", self.validations >= 0),
@@ -165,7 +166,7 @@ class AutoLRS:
         return min(first * (1 << stage), self._tau_max(settings))
 
     def _tau_max(self, settings: Settings) -> int:
-        return self.tau_max if self.tau_max is not None else max(1, min(8000, settings.steps // 2))
+        return self.tau_max if self.tau_max is not None else max(self.tau or 1, min(8000, settings.steps // 2))
 
     def _length(self, tau: int) -> int:
         return max(1, round(self.probe * tau))
@@ -216,7 +217,7 @@ class AutoLRS:
         found = observations(record)
         if self.pick == "forecast":
             good = [t for t in stage.trials if t.forecast is not None and math.isfinite(t.forecast.mean)]
-            return min(good, key=lambda t: (t.forecast.mean if t.forecast else math.inf, t.number)).number
+            return min(good, key=lambda t: (t.forecast.mean if t.forecast else math.inf, t.rate)).number
         index = self.sampler.best(found, bounds=record.settings.space.bounds, stage=stage.index)
         return index - sum(len(s.trials) for s in record.stages[: stage.index])
 

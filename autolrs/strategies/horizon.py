@@ -57,7 +57,7 @@ class Horizon:
         warmup: share of a probe that its rate rises.
         decay: share of a probe that its rate decays.
         first_share: share of the budget that the first search may spend.
-        adopt: keep the winner's plateau as training; False: start again from the checkpoint.
+        adopt: keep the winner's plateau as training (cheaper); False: start again from the checkpoint (better).
         prune_losers: stop probes that cannot win.
         later: kept steps, as shares of the run, at which the rate is looked at again.
         clear: a later stage changes the rate only for a gain of this many standard deviations.
@@ -70,7 +70,7 @@ class Horizon:
     warmup: float = 0.1
     decay: float = 0.4
     first_share: float = 0.8
-    adopt: bool = True
+    adopt: bool = False
     prune_losers: bool = True
     later: tuple[float, ...] = ()
     clear: float = 2.0
@@ -152,8 +152,12 @@ class Horizon:
         return ""
 
     def _starts(self, settings: Settings) -> list[int]:
-        """Kept steps at which a stage starts; a very short run has fewer stages."""
-        return sorted({0, *(round(share * settings.steps) for share in self.later)} - {settings.steps})
+        """Kept steps at which a stage starts. None is shorter than its probes, so a very short run has fewer."""
+        starts = [0]
+        for start in (round(share * settings.steps) for share in self.later):
+            if starts[-1] + self._length(settings, starts[-1]) <= start < settings.steps:
+                starts.append(start)
+        return starts
 
     def _length(self, settings: Settings, start: int) -> int:
         """Steps of a miniature of what remains at kept step `start`, which it does not exceed."""
@@ -221,7 +225,7 @@ class Horizon:
 
     def _best(self, stage: Stage) -> Trial | None:
         done = [t for t in stage.trials if t.state is TrialState.COMPLETE and t.objective is not None]
-        return min(done, key=lambda t: (t.objective, t.number), default=None)
+        return min(done, key=lambda t: (t.objective, t.rate), default=None)
 
     def _decide(self, record: Record, stage: Stage, stop: int) -> Decide:
         previous = record.stages[-2].rate if stage.index else None
