@@ -238,8 +238,9 @@ def _forecasts(axes: Axes, record: Record) -> None:
     axes.plot(*_xy(measured), "o", ms=9, mfc="none", mec=GREY, label="at the probe's end")
     if true:
         axes.plot(*_xy(true), "*", ms=12, color=ORANGE, mec=INK, mew=0.5, zorder=3, label="came true")
-    axes.set_ylim(_limits([*means, *measured.values(), *true.values()]))
-    _mark(axes, [x for x, t in zip(at, trials, strict=True) if t.state is TrialState.DIVERGED])
+    ceiling = _ceiling(record)
+    axes.set_ylim(_limits([min(loss, ceiling) for loss in (*means, *measured.values(), *true.values())]))
+    _mark(axes, [x for x, t in zip(at, trials, strict=True) if _off(t, ceiling)])
     ends = np.cumsum([len(stage.trials) for stage in record.stages])
     for end in ends[:-1]:
         axes.axvline(end - 0.5, color=GREY, lw=0.8, ls="--", zorder=1)
@@ -261,11 +262,9 @@ def _surrogate(axes: Axes, record: Record) -> None:
     values: list[float] = []
     shown = [stages[i] for i in sorted(set(np.linspace(0, len(stages) - 1, len(STAGES)).round().astype(int).tolist()))]
     for stage, color in zip(shown, STAGES, strict=False):
-        mean, std = map(
-            np.array, _sampler(record).posterior(found, bounds=bounds, stage=stage.index, rates=rates.tolist())
-        )
-        axes.plot(rates, mean, color=color, lw=1.6, label=f"stage {stage.index}")
-        axes.fill_between(rates, mean - std, mean + std, color=color, alpha=0.16, lw=0)
+        median, low, high = _sampler(record).posterior(found, bounds=bounds, stage=stage.index, rates=rates.tolist())
+        axes.plot(rates, median, color=color, lw=1.6, label=f"stage {stage.index}")
+        axes.fill_between(rates, low, high, color=color, alpha=0.16, lw=0)
         tried = [o for o in found if o.stage == stage.index and math.isfinite(o.value)]
         axes.errorbar(
             [o.rate for o in tried],
@@ -280,8 +279,9 @@ def _surrogate(axes: Axes, record: Record) -> None:
         if stage.rate is not None:
             axes.axvline(stage.rate, color=color, lw=0.9, ls="--")
         values += [o.value for o in tried]
-    axes.set_ylim(_limits(values, 0.2))
-    _mark(axes, [t.rate for s in shown for t in s.trials if t.state is TrialState.DIVERGED])
+    ceiling = _ceiling(record)
+    axes.set_ylim(_limits([min(value, ceiling) for value in values], 0.2))
+    _mark(axes, [t.rate for s in shown for t in s.trials if _off(t, ceiling)])
     axes.set_xscale("log")
     axes.set_xlim(bounds)
     _rate_axis(axes.xaxis)
@@ -324,11 +324,25 @@ def _legend_below(axes: Axes, title: str = "") -> None:
     legend.get_title().set_fontsize(8)
 
 
+def _ceiling(record: Record) -> float:
+    """Losses above this say only that a rate is bad: where the stages start, and a fifth of their progress more."""
+    tops = [
+        stage.start_loss + 0.2 * max(0.0, stage.start_loss - min(t.forecast.mean for t in stage.trials if t.forecast))
+        for stage in record.stages
+        if stage.start_loss is not None and any(t.forecast for t in stage.trials)
+    ]
+    return max(tops, default=math.inf)
+
+
+def _off(trial: Trial, ceiling: float) -> bool:
+    return trial.state is TrialState.DIVERGED or (trial.forecast is not None and trial.forecast.mean > ceiling)
+
+
 def _mark(axes: Axes, xs: Sequence[float]) -> None:
-    """Crosses at the top edge for probes that diverged."""
+    """Crosses at the top edge for probes that diverged, or ended above the picture."""
     if xs:
         top = axes.get_xaxis_transform()
-        axes.plot(xs, [0.97] * len(xs), "x", color=RED, ms=6, mew=1.6, transform=top, ls="none", label="diverged")
+        axes.plot(xs, [0.97] * len(xs), "x", color=RED, ms=6, mew=1.6, transform=top, ls="none", label="diverged or off the scale")
 
 
 def _boundaries(axes: Axes, record: Record) -> None:

@@ -153,8 +153,8 @@ class GPSampler:
 
     def posterior(
         self, observations: Sequence[Observation], *, bounds: Bounds, stage: int, rates: Sequence[float]
-    ) -> tuple[list[float], list[float]]:
-        """Median and half the 68 % interval [loss] that `stage`'s search now expects of `rates`; for people.
+    ) -> tuple[list[float], list[float], list[float]]:
+        """Median, and lower and upper end of the 68 % interval [loss], expected of `rates` now; for people.
 
         Raises:
             ValueError: no finished, finite observation of that stage.
@@ -168,11 +168,9 @@ class GPSampler:
         scale = _Scale.of(here)
         with torch.no_grad():
             posterior = self._fit(_points(past, bounds)).posterior(_tensor([(_unit(r, bounds), stage) for r in rates]))
-        means, stds = posterior.mean[:, 0].tolist(), posterior.variance[:, 0].sqrt().tolist()
-        spread = [
-            0.5 * (scale.loss(mean + std) - scale.loss(mean - std)) for mean, std in zip(means, stds, strict=True)
-        ]
-        return list(map(scale.loss, means)), spread
+        z = list(zip(posterior.mean[:, 0].tolist(), posterior.variance[:, 0].sqrt().tolist(), strict=True))
+        median, low, high = ([scale.loss(mean + k * std) for mean, std in z] for k in (0, -1, 1))
+        return median, low, high
 
     def _last_best(self, observations: Sequence[Observation], bounds: Bounds) -> float | None:
         """Best rate of the last stage that has one."""

@@ -137,6 +137,8 @@ class Study:
             return "the run is not finished"
         if self.record.roll_backs:
             return f"the kept run was rolled back: {'; '.join(self.record.roll_backs)}"
+        if self.environment.get("device") == "cuda" and not self.environment.get("deterministic"):
+            return "CUDA without torch.use_deterministic_algorithms(True)"
         return ""
 
     def trials_dataframe(self) -> pandas.DataFrame:

@@ -37,13 +37,18 @@ from autolrs.space import SearchSpace
 
 def seed_all(seed: int = 0) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generators are what loops draw from
     torch.manual_seed(seed)
+
+
+def draw() -> tuple[float, ...]:
+    """A number from each of the global generators."""
+    return torch.rand(()).item(), random.random(), float(np.random.rand())  # noqa: NPY002
 
 
 def rng_digest() -> str:
     """Differs if any of the global generators is in another state."""
-    numpy = np.random.get_state(legacy=False)
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     state = (random.getstate(), numpy["state"]["key"].tobytes(), numpy["state"]["pos"], numpy["gauss"])
     return hashlib.sha256(repr(state).encode() + torch.get_rng_state().numpy().tobytes()).hexdigest()
 
@@ -66,8 +71,7 @@ class Augmented(Dataset[tuple[int, Tensor]]):
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        noise = torch.rand(()) + random.random() + float(np.random.rand())
-        return index, self.inputs[index] + 0.1 * noise
+        return index, self.inputs[index] + 0.1 * sum(draw())
 
 
 def shuffled(dataset: Dataset[Any] | None = None, *, own: bool = False, **settings: Any) -> DataLoader[Any]:
@@ -107,8 +111,10 @@ def see(step: int, items: Tensor, optimizer: torch.optim.Optimizer, model: nn.Mo
     return Seen(step, tuple(items.tolist()), rng_digest(), float(optimizer.param_groups[0]["lr"]), digest(model))
 
 
-def plain_run(schedule: Schedule, make: Callable[[], DataLoader[Any]], *, seed: int = 0) -> tuple[list[Seen], str]:
-    """What an ordinary loop sees at each step under `schedule`, and its final weights."""
+def plain_run(
+    schedule: Schedule, make: Callable[[], Iterable[Any]], *, seed: int = 0
+) -> tuple[list[Seen], tuple[str, str]]:
+    """What an ordinary loop sees at each step under `schedule`, and the weights and generators it leaves."""
     seed_all(seed)
     model, loader = network(), make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -116,11 +122,11 @@ def plain_run(schedule: Schedule, make: Callable[[], DataLoader[Any]], *, seed: 
     seen: list[Seen] = []
     while True:
         for items, inputs in loader:
-            if len(seen) == schedule.steps:
-                return seen, digest(model)
             seen.append(see(len(seen), items, optimizer, model))
             update(model, optimizer, inputs)
             scheduler.step()
+            if len(seen) == schedule.steps:
+                return seen, (digest(model), rng_digest())
 
 
 @dataclass
@@ -128,38 +134,40 @@ class Run:
     """What the loop saw under a session, and what it left."""
 
     session: Session
-    model: nn.Module
     kept: list[Seen] = field(default_factory=list)
     probed: list[Seen] = field(default_factory=list)
-
-    @property
-    def record(self) -> Record:
-        return self.session._director.record
+    end: tuple[str, str] = ("", "")
 
 
 def tuned_run(
-    session: Session, make: Callable[[], Iterable[Any]], *, seed: int = 0, validate: bool = False, passes: bool = False
+    session: Session,
+    make: Callable[[], Iterable[Any]],
+    *,
+    seed: int = 0,
+    validate: bool = False,
+    epochs: int | None = None,
 ) -> Run:
-    """The loop of `plain_run` under a session; with `passes`, in an epoch loop of its own."""
+    """The loop of `plain_run` under a session; with `epochs`, inside a loop of its own."""
     seed_all(seed)
     model, loader = network(), make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     session.track(model=model, optimizer=optimizer)
     if validate:
         session.validate(lambda: validation_loss(model))
-    run = Run(session, model)
+    run = Run(session)
     while not session.done:
-        for items, inputs in session.batches(loader, epochs=1 if passes else None):
+        for items, inputs in session.batches(loader, epochs=epochs):
             seen = see(session.step, items, optimizer, model)
             (run.probed if session.is_probe else run.kept).append(seen)
             session.report(update(model, optimizer, inputs))
+    run.end = digest(model), rng_digest()
     return run
 
 
 def validation_loss(model: nn.Module) -> Tensor:
     """Careless on purpose: draws random numbers and leaves the model in evaluation mode."""
     model.eval()
-    torch.rand(3), random.random(), np.random.rand()
+    draw()
     return loss_of(model, torch.ones(5, 6))
 
 
@@ -267,7 +275,7 @@ def session_of(
     scripted = strategy or Scripted()
     space = SearchSpace("test", (1e-5, 10.0), schedule=base, params={"clip": 1.0})
     budget = 100 * steps if strategy else 0
-    given = Settings(steps, budget, 0, space, scripted.name, checkpoint_every=every)
+    given = Settings(steps, budget, 0, space, "test", checkpoint_every=every)
     director = Director(
         replay(given, store.events),
         scripted,
@@ -276,9 +284,17 @@ def session_of(
         deadline=deadline,
         events=len(store.events),
     )
-    session = Session(director, **settings)
-    session.store = store  # type: ignore[attr-defined]
-    return session
+    return Session(director, **settings)
+
+
+def record_of(session: Session) -> Record:
+    return session._director.record
+
+
+def schedule_of(session: Session) -> Schedule:
+    schedule = record_of(session).schedule
+    assert schedule is not None
+    return schedule
 
 
 def ones(count: int = 5) -> list[Tensor]:
@@ -295,7 +311,7 @@ def simple(session: Session, *, lr: float = 0.1, **tracked: Any) -> tuple[nn.Mod
 
 
 def steps_of(session: Session, loader: Iterable[Any] | None = None, loss: float = 1.0, **how: Any) -> Iterator[Any]:
-    """Iterates to the end, reporting `loss` after each item's body."""
+    """The items to the end, with a report of `loss` after the body of each."""
     for item in session.batches(ones() if loader is None else loader, **how):
         yield item
         session.report(loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,23 +46,22 @@ from autolrs.space import SearchSpace
 from autolrs.strategies.autolrs import AutoLRS
 from autolrs.strategies.horizon import Horizon
 
-import os
-LAW = settings(max_examples=int(os.environ.get("N", 40)), deadline=None)
+LAW = settings(max_examples=60, deadline=None)
 
 # Whole runs
 
 
 @st.composite
 def horizons(draw):
-    decay = draw(st.floats(0.01, 1))
+    decay = draw(st.sampled_from((0.05, 0.3, 0.5, 1.0)))
     return Horizon(
-        length=draw(st.floats(0.005, 0.5)),
+        length=draw(st.sampled_from((0.01, 0.04, 0.1, 0.3, 0.5))),
         shortest=draw(st.integers(4, 40)),
         gamma=draw(st.sampled_from((0.0, 0.3))),
-        warmup=draw(st.floats(0, 1)) * (1 - decay) * 0.99,
+        warmup=draw(st.sampled_from((0.0, 0.1, 0.99))) * (1 - decay),
         decay=decay,
         first_share=draw(st.floats(0.05, 1)),
-        adopt=draw(st.booleans()),
+        adopt=draw(st.sampled_from((True, True, False))),
         prune_losers=draw(st.booleans()),
         later=tuple(sorted(draw(st.sets(st.floats(0.01, 0.99), max_size=3)))),
         clear=draw(st.floats(0, 3)),
@@ -102,16 +102,14 @@ class Run:
         disk = Disk()
         for kill in (*sorted(kills), None):
             trainer = self.trainer(disk, kill)
-            try:
+            with suppress(DivergedError, Killed):
                 trainer.run()
-            except (DivergedError, Killed):
-                pass
         return trainer
 
 
 @st.composite
-def runs(draw, strategies=horizons() | papers()):
-    steps = draw(st.sampled_from((1, 2, 3, 5, 10, 17)) | st.integers(1, 160))
+def runs(draw):
+    steps = draw(st.sampled_from((1, 2, 5, 10)) | st.integers(11, 160) | st.integers(80, 160))
     space = replace(
         SPACE,
         schedule=draw(st.sampled_from(BASES)),
@@ -119,15 +117,15 @@ def runs(draw, strategies=horizons() | papers()):
         decay=draw(st.sampled_from((0.1, 0.4, 1.0))),
         initial=draw(st.sampled_from((None, 0.02))),
     )
-    budget = draw(st.just(0.3) | st.floats(0, 2))
-    spikes = draw(st.frozensets(st.integers(0, 300), max_size=2))
+    budget = draw(st.sampled_from((0.3, 1.0)) | st.floats(0, 2))
+    spikes = draw(st.just(frozenset()) | st.frozensets(st.integers(0, 300), max_size=2))
     return Run(
         settings_of(steps, budget, space=space, every=draw(st.integers(1, 100))),
-        draw(strategies),
-        Problem(cliff=draw(st.sampled_from((1e-3, 1.0, 1e3))), spikes=spikes),
+        draw(horizons() | papers()),
+        Problem(cliff=draw(st.sampled_from((1.0, 1e-3, 1e3))), spikes=spikes),
         {
             "validates": draw(st.booleans()),
-            "epoch": draw(st.none() | st.integers(1, 60)),
+            "epoch": draw(st.none() | st.none() | st.integers(1, 60)),
             "known": draw(st.booleans()),
         },
     )
@@ -168,10 +166,10 @@ def test_a_run_ends_with_all_its_steps(run):
     """Kept stretches follow each other to the end, and the schedule covers exactly the steps."""
     trainer = run.go()
     record = trainer.record
-    if isinstance(sayings(record, run.strategy), str) or len(record.roll_backs) == engine.ROLL_BACKS:
-        assert not record.finished  # no rate trains
+    if not record.finished:  # no rate trains, and trying again says the same
+        with pytest.raises(DivergedError):
+            run.trainer(trainer.disk).run()
         return
-    assert record.finished
     assert [part.start for part in record.kept] == [0, *(part.stop for part in record.kept[:-1])]
     assert record.kept[-1].stop == record.kept_steps == run.settings.steps
     assert record.schedule is not None
@@ -283,9 +281,7 @@ def test_without_a_budget_it_is_the_base_schedule_at_the_own_rate(run):
     trainer = run.go()
     assume(not trainer.record.roll_backs)
     space, steps = run.settings.space, run.settings.steps
-    base = Schedule.build(
-        space.schedule, rate=0.1, steps=steps, warmup=round(space.warmup * steps), decay=space.decay
-    )
+    base = Schedule.build(space.schedule, rate=0.1, steps=steps, warmup=round(space.warmup * steps), decay=space.decay)
     assert trainer.record.schedule == base
     assert trainer.record.probe_steps == 0
     assert {type(event) for event in trainer.events} == {Started, Opened, Decided, Trained, Finished}
@@ -414,7 +410,10 @@ def test_a_later_stage_whose_probes_diverge_keeps_the_rate(strategy):
 
 
 def test_a_probe_is_no_longer_than_the_epoch_has_room():
-    for strategy in (Horizon(length=0.2, sampler=GridSampler()), AutoLRS(tau=300, sampler=GridSampler(), curves=LastLoss())):
+    for strategy in (
+        Horizon(length=0.2, sampler=GridSampler()),
+        AutoLRS(tau=300, sampler=GridSampler(), curves=LastLoss()),
+    ):
         trainer = SyntheticTrainer(settings_of(400, 1.0), strategy, epoch=25)
         record = trainer.run()
         assert record.stages[0].room == 25
@@ -536,7 +535,7 @@ TRAINED = (*SEARCHING, DECIDED, Trained(0, 6, CURVE), Trained(6, 40, CURVE))
 )
 def test_what_cannot_follow_is_an_error(before, event):
     record = made(*before)
-    with pytest.raises(ValueError, match="cannot follow in a record with .*the study's events are out of order"):
+    with pytest.raises(ValueError, match=r"cannot follow in a record with .*the study's events are out of order"):
         engine.apply(record, event)
 
 
@@ -601,4 +600,3 @@ def test_a_budget_too_small_for_a_probe_trains_at_the_initial_rate():
         assert record.probe_steps == 0
         assert record.stages[0].rate == rate
         assert "no probe fits" in record.stages[0].reason
-

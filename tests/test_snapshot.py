@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import digest, loss_of, network, rng_digest, seed_all, update
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from autolrs import codec
 from autolrs.errors import CheckpointError, UntrackableError
 from autolrs.snapshot import capture_rng, clone, restore_rng, rng_preserved, same_rng, track
-from loops import digest, loss_of, network, rng_digest, seed_all, update
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -28,7 +28,7 @@ def equal(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+        return a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, dict):
@@ -36,6 +36,10 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(equal, a, b))
     return bool(a == b)
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -347,7 +351,8 @@ def test_a_dict_stays_itself_and_gets_its_items_back() -> None:
         state["new"] = 1
         del state["none"]
         tracked.restore(tree)
-        assert equal(dict(state), {"step": 0, "inner": {"list": [1, 2], "tensor": torch.ones(2), "array": np.ones(2)}, "none": None})
+        inner = {"list": [1, 2], "tensor": torch.ones(2), "array": np.ones(2)}
+        assert equal(dict(state), {"step": 0, "inner": inner, "none": None})
 
 
 def test_a_tensor_is_filled_in_place() -> None:
@@ -417,10 +422,14 @@ def test_the_global_generators_come_back_and_are_left_alone(before: list[int], i
         for draw in inside:
             DRAWS[draw]()
     assert rng_digest() == found
-    with pytest.raises(ZeroDivisionError), rng_preserved():
+
+    def fail() -> None:
         for draw in inside:
             DRAWS[draw]()
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), rng_preserved():
+        fail()
     assert rng_digest() == found
     for _ in range(2):
         for draw in inside:
@@ -462,7 +471,7 @@ class World:
         elif what == "draw":
             for generator, (_, draw) in zip(self.generators, GENERATORS.values(), strict=True):
                 draw(generator)
-            np.random.rand()
+            np.random.rand()  # noqa: NPY002
         elif what == "rate":
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"] * 0.5

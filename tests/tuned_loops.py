@@ -130,7 +130,7 @@ Hook = Callable[[], None]
 """What a process does before it tunes, such as making itself die at some moment. Must be picklable."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tuned_loops", "autolrs.surrogates"])
+_context.set_forkserver_preload(["tuned_loops", "autolrs.surrogates", "torch._dynamo", "sqlalchemy"])
 
 
 def spawn(storage: Path, settings: Mapping[str, Any], *hooks: Hook, **loop_settings: Any) -> BaseProcess:

@@ -169,10 +169,8 @@ class Horizon:
     def _allowance(self, settings: Settings, stage: int) -> int:
         """Probe steps that may be spent by the end of this stage's search."""
         later = len(self._starts(settings)) - 1
-        if stage >= later:
-            return settings.budget
-        first = self.first_share * settings.budget
-        return int(first + (settings.budget - first) * stage / later)
+        share = self.first_share + (1 - self.first_share) * stage / later if stage else self.first_share
+        return int(share * settings.budget + 1e-9)
 
     def _propose(self, record: Record, stage: Stage) -> float | None:
         """The next rate to try; a later stage first tries the one in force. None: there is no use in another probe."""
@@ -232,15 +230,20 @@ class Horizon:
         found = of_stage(observations(record), stage.index)
         if all_diverged(stage) and previous is None:
             raise gave_up(stage)
-        if not any(math.isfinite(o.value) for o in found):
-            rate = previous if previous is not None else record.settings.space.initial or record.own_rate
+        if any(math.isfinite(o.value) for o in found):
+            winner = self._winner(record, stage)
+            if previous is None or self._clearly_better(stage, winner, previous):
+                return self._changed(record, stage, stop, winner.rate, winner, _why(stage, winner))
+            reason = "nothing clearly better"
+        else:
+            reason = "no probe ended well" if stage.trials else "no probe fits the budget"
+        if previous is None:
+            rate = record.settings.space.initial or record.own_rate
             assert rate is not None
-            reason = "no probe fits the budget" if not stage.trials else "no probe ended well"
-            return self._kept(record, stage, stop, rate, None, f"kept {rate:.3g}: {reason}")
-        winner = self._winner(record, stage)
-        if previous is not None and not self._clearly_better(stage, winner, previous):
-            return self._kept(record, stage, stop, previous, None, f"kept {previous:.3g}: nothing clearly better")
-        return self._kept(record, stage, stop, winner.rate, winner, _why(stage, winner))
+            return self._changed(record, stage, stop, rate, None, f"kept {rate:.3g}: {reason}")
+        # What was planned goes on to the float: a decay that has begun does not begin anew.
+        pieces = cut(record.pieces, stage.start, record.settings.steps)
+        return Decide(stage.index, previous, stop, pieces, reason=f"kept {previous:.3g}: {reason}")
 
     def _clearly_better(self, stage: Stage, winner: Trial, previous: float) -> bool:
         old = next((t for t in stage.trials if math.isclose(t.rate, previous, rel_tol=1e-6) and t.forecast), None)
@@ -249,7 +252,9 @@ class Horizon:
         gain = old.forecast.mean - winner.forecast.mean
         return gain > self.clear * math.hypot(old.forecast.std, winner.forecast.std)
 
-    def _kept(self, record: Record, stage: Stage, stop: int, rate: float, winner: Trial | None, reason: str) -> Decide:
+    def _changed(
+        self, record: Record, stage: Stage, stop: int, rate: float, winner: Trial | None, reason: str
+    ) -> Decide:
         """Warm-up and plateau of the winner's probe, then the base schedule for what remains of the run."""
         settings, space = record.settings, record.settings.space
         steps, start = settings.steps, stage.start

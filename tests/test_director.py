@@ -1,0 +1,306 @@
+"""The director: what is stored before what, and that nobody's random numbers move."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from synthetic import GridSampler, settings_of
+
+from autolrs import director as director_module
+from autolrs import engine
+from autolrs.director import Director
+from autolrs.errors import CheckpointError, DivergedError
+from autolrs.records import (
+    Curve,
+    Decided,
+    Forecast,
+    Issued,
+    Open,
+    Opened,
+    Probe,
+    Probed,
+    Record,
+    Reverted,
+    RolledBack,
+    Started,
+    Train,
+    Trained,
+    TrialState,
+    to_json,
+)
+from autolrs.strategies.horizon import Horizon
+
+SETTINGS = settings_of(100, 0.3, every=20)
+CURVE = Curve.reduce([2.0, 1.5], [0.1, 0.1])
+TREE = {"cause": None, "roll_backs": 0}
+
+
+@dataclass
+class FakeStore:
+    """A store in memory that writes what happens, in order, to `said`."""
+
+    said: list[Any] = field(default_factory=list)
+    saved: dict[int, Any] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    full: bool = False
+
+    @property
+    def checkpoints(self):
+        return self
+
+    def append(self, event):
+        if self.full:
+            raise CheckpointError("the disk is full")
+        self.said.append(event)
+
+    def heartbeat(self, payload):
+        self.said.append(payload)
+
+    def save(self, step, tree, *, tag=""):
+        self.said.append(("save", step, tag))
+        self.saved[step] = tree
+
+    def prune(self, keep=2):
+        self.said.append(("prune", keep))
+
+    def latest(self, at_most=None):
+        step = max(step for step in self.saved if step <= at_most)
+        return step, self.saved[step], self.damaged
+
+
+@dataclass
+class Listener:
+    heard: list[Any] = field(default_factory=list)
+
+    def on_event(self, record, event):
+        self.heard.append((record, event))
+
+    def on_progress(self, record, instruction, done, loss):
+        self.heard.append((instruction, done, loss))
+
+
+class Noisy:
+    """A strategy and a callback that draw from every global generator."""
+
+    name, search_budget = "noisy", 0.3
+
+    def decide(self, record):
+        draw()
+        return Horizon(sampler=GridSampler()).decide(record)
+
+    def judge(self, record, probed):
+        draw()
+        return Forecast(10, 1.0, 0.1)
+
+    def prune(self, record, probe, curve):
+        draw()
+        return "bored"
+
+    def on_event(self, record, event):
+        draw()
+
+    def on_progress(self, record, instruction, done, loss):
+        draw()
+
+
+def draw():
+    return torch.rand(()).item(), random.random(), np.random.rand()  # noqa: NPY002
+
+
+def started(strategy=None, *callbacks, events=(), deadline=0.0):
+    store = FakeStore()
+    strategy = strategy or Horizon(sampler=GridSampler())
+    record = engine.replay(SETTINGS, (Started(0.1, (1.0,), False), *events))
+    return Director(record, strategy, store, callbacks=callbacks, deadline=deadline), store
+
+
+def probed(probe, **changes):
+    values = {"state": TrialState.COMPLETE, "steps": probe.length, "curve": CURVE, "first_loss": 2.0, "objective": 1.5}
+    return Probed(probe.stage, probe.number, **(values | changes))
+
+
+def search(director):
+    """All probes of the first stage; the first `Train`."""
+    director.tell(Opened(0, 0))
+    while isinstance(probe := director.next(), Probe):
+        director.tell(Issued(probe.stage, probe.number, probe.rate, probe.length))
+        director.tell(probed(probe))
+    return probe
+
+
+def test_decisions_are_stored_on_the_way():
+    listener = Listener()
+    director, store = started(None, listener)
+    assert director.next() == Open(0, 0, evaluate=True)
+    train = search(director)
+    assert isinstance(train, Train)
+    assert isinstance(store.said[-1], Decided)
+    assert [event for _, event in listener.heard] == store.said
+    assert engine.replay(SETTINGS, (Started(0.1, (1.0,), False), *store.said)) == director.record
+    assert listener.heard[-1][0] is director.record
+
+
+def test_a_probe_is_judged_before_it_is_stored():
+    director, store = started(Noisy())
+    search(director)
+    assert {event.forecast for event in store.said if isinstance(event, Probed)} == {Forecast(10, 1.0, 0.1)}
+
+
+def test_a_diverged_probe_is_not_judged():
+    director, store = started(Noisy())
+    director.tell(Opened(0, 0))
+    probe = director.next()
+    director.tell(Issued(0, 0, probe.rate, probe.length))
+    director.tell(probed(probe, state=TrialState.DIVERGED, objective=None))
+    assert store.said[-1].forecast is None
+
+
+def test_what_cannot_be_stored_did_not_happen():
+    listener = Listener()
+    director, store = started(None, listener)
+    before = director.record
+    store.full = True
+    with pytest.raises(CheckpointError, match="full"):
+        director.tell(Opened(0, 0))
+    assert director.record is before
+    assert listener.heard == []
+
+
+def test_what_cannot_happen_is_not_stored():
+    director, store = started()
+    with pytest.raises(ValueError, match="out of order"):
+        director.tell(Trained(50, 60, CURVE))
+    assert store.said == []
+
+
+class OwnError(Exception):
+    pass
+
+
+def test_a_callback_that_raises_leaves_the_event_stored():
+    class Fussy(Listener):
+        def on_event(self, record, event):
+            raise OwnError
+
+    director, store = started(None, Fussy())
+    with pytest.raises(OwnError):
+        director.tell(Opened(0, 0))
+    assert store.said == [Opened(0, 0)]
+    assert len(director.record.stages) == 1
+    director.mute()
+    director.tell(Issued(0, 0, 0.1, 10))
+    assert len(store.said) == 2
+
+
+def test_nobody_draws_from_the_global_generators():
+    noisy = Noisy()
+    director, _ = started(noisy, noisy)
+
+    def everything():
+        train = search(director)
+        director.progress(train, 16, 1.0)
+        assert director.prune(Probe(0, 0, 0.1, 10, ()), CURVE) == "bored"
+
+    expected = seeded(lambda: None)
+    assert seeded(everything) == expected
+
+
+def seeded(function):
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    function()
+    return draw()
+
+
+def test_progress_beats_about_once_a_second_and_tells_every_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(director_module.time, "monotonic", lambda: now)
+    listener = Listener()
+    director, store = started(None, listener)
+    director.tell(Opened(0, 0))
+    probe = director.next()
+    for step in range(1, 31):
+        now = 100.0 + 0.1 * step
+        assert director.progress(probe, 16 * step, 0.5) == ""
+    beats = [entry for entry in store.said if isinstance(entry, dict)]
+    assert len(beats) == 2
+    assert beats[0] == {"events": 1, "running": 16 * 11, "seconds": pytest.approx(1.1)}
+    assert [entry for entry in listener.heard if entry[0] is probe] == [(probe, 16 * n, 0.5) for n in range(1, 31)]
+
+
+def test_the_deadline_stops_the_run(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(director_module.time, "monotonic", lambda: now)
+    director, _ = started(deadline=10.0)
+    probe = Probe(0, 0, 0.1, 10, ())
+    now = 9.0
+    assert director.progress(probe, 16, 0.5) == ""
+    now = 10.5
+    assert director.progress(probe, 32, 0.5) == "max_seconds is over"
+
+
+def test_a_checkpoint_leaves_the_one_before_it():
+    director, store = started()
+    director.save(20, TREE)
+    director.save(40, TREE, final=True)
+    assert store.said == [("save", 20, ""), ("prune", 2), ("save", 40, "final"), ("prune", 2)]
+
+
+def _trained(director):
+    train = search(director)
+    director.tell(Trained(train.start, 20, CURVE))
+    director.tell(Trained(20, 40, CURVE))
+
+
+def test_loading_a_good_checkpoint_says_nothing():
+    director, store = started()
+    _trained(director)
+    store.saved = {20: TREE | {"at": 20}, 40: TREE | {"at": 40}}
+    told = len(store.said)
+    assert director.load()["at"] == 40
+    assert len(store.said) == told
+
+
+def test_behind_a_damaged_checkpoint_the_record_goes_back(caplog):
+    director, store = started()
+    _trained(director)
+    store.saved, store.damaged = {20: TREE}, ["checkpoint 40 is damaged."]
+    assert director.load() is TREE
+    assert store.said[-1] == Reverted(20, "the checkpoint of the last kept step is damaged")
+    assert director.record.kept_steps == 20
+    assert "checkpoint 40 is damaged. Going on from step 20." in caplog.text
+
+
+def test_a_roll_back_that_a_kill_cut_short_is_told_once():
+    director, store = started()
+    _trained(director)
+    event = director.diverged(50, float("nan"))
+    assert event == RolledBack(50, 40, 0.5, "loss nan at step 50")
+    store.saved = {40: {"cause": to_json(event), "roll_backs": 0}}
+    rate = director.record.schedule(60)
+    director.load()
+    assert store.said[-1] == event
+    assert director.record.schedule(60) == 0.5 * rate
+    told = len(store.said)
+    director.load()
+    assert len(store.said) == told
+
+
+def test_after_three_roll_backs_it_gives_up():
+    director, _ = started()
+    _trained(director)
+    for _ in range(3):
+        director.tell(director.diverged(50, float("inf")))
+    with pytest.raises(DivergedError, match="after 3 roll-backs"):
+        director.diverged(50, float("inf"))
+
+
+def test_a_new_record_is_the_given_one():
+    record = Record(SETTINGS)
+    assert Director(record, Horizon(), FakeStore()).record is record
