@@ -121,7 +121,7 @@ class Feed:
 
     @property
     def next_epoch(self) -> int:
-        """The pass that another feed begins with, should this one be left where it is."""
+        """The pass that comes after this one; this one, if it has not begun."""
         position = self.position
         return position.epoch + (position.start is not None)
 
@@ -140,6 +140,21 @@ class Feed:
             return None
         position = self.position
         return size * (self._last_epoch - position.epoch) - position.index
+
+    def over(self) -> bool:
+        """Whether the caller's passes are over. Looks at the next item, which is then played: not every loader knows
+        its length, and some samplers draw random numbers as they end."""
+        if self._last_epoch is None or self._iterator is None or self._cursor < len(self._recording):
+            return False
+        position, rng = self.position, self._rng()
+        try:
+            entry = self._draw_entry()
+        except PassEnded:
+            return True
+        self._before = position
+        self._recording, self._cursor = [entry], 0
+        self._restore(rng)
+        return False
 
     def draw(self) -> Any:
         """The next item.
@@ -237,24 +252,25 @@ class Feed:
         return how
 
     def _record(self) -> Any:
-        before = self._rng()
-        item = self._draw_live()
-        after = self._rng()
-        moved = None if _same(before, after) else after
-        self._recorded_bytes += _size(item)
+        entry = self._draw_entry()
+        self._recorded_bytes += _size(entry.item)
         if self._recorded_bytes > self._memory:
             self._overflow()
         else:
-            self._recording.append(_Entry(item, replace(self._live, index=self._index), moved))
+            self._recording.append(entry)
             self._cursor += 1
-        return clone(item)
+        return clone(entry.item)
+
+    def _draw_entry(self) -> _Entry:
+        before = self._rng()
+        item = self._draw_live()
+        after = self._rng()
+        return _Entry(item, replace(self._live, index=self._index), None if _same(before, after) else after)
 
     def _play(self) -> Any:
         entry = self._recording[self._cursor]
         if entry.rng is not None:
-            restore_rng(entry.rng["rng"])
-            for generator, tree in zip(self._generators, entry.rng["generators"], strict=True):
-                generator.restore(tree)
+            self._restore(entry.rng)
         if self._mark is None:
             del self._recording[0]
             self._before = entry.after
@@ -272,17 +288,17 @@ class Feed:
             if item is not _NOTHING:
                 self._index += 1
                 return item
-            self._iterator = None
             if self._index == 0:
                 raise LoaderError(
                     f"the loader ({type(self.loader).__name__}) yields nothing in epoch {self._live.epoch}: it is "
                     "empty, or it is a one-shot iterator that is used up; give a loader that can be iterated again."
                 )
+            if self._live.epoch + 1 == self._last_epoch:
+                raise PassEnded
+            self._iterator = None
             self._live, self._index = Position(self._live.epoch + 1, 0), 0
 
     def _begin_pass(self) -> None:
-        if self._last_epoch is not None and self._live.epoch >= self._last_epoch:
-            raise PassEnded
         start = {"rng": capture_rng(), "generators": [generator.capture() for generator in self.generators]}
         self._live = replace(self._live, start=start, own=None)
         _set_epoch(self.loader, self._live.epoch)
@@ -318,7 +334,13 @@ class Feed:
         return position.loader
 
     def _rng(self) -> Tree:
+        """State of all generators that the loop may draw from."""
         return {"rng": capture_rng(), "generators": [generator.capture() for generator in self._generators]}
+
+    def _restore(self, rng: Tree) -> None:
+        restore_rng(rng["rng"])
+        for generator, tree in zip(self._generators, rng["generators"], strict=True):
+            generator.restore(tree)
 
 
 _NOTHING: Any = object()

@@ -342,7 +342,8 @@ def _mark(axes: Axes, xs: Sequence[float]) -> None:
     """Crosses at the top edge for probes that diverged, or ended above the picture."""
     if xs:
         top = axes.get_xaxis_transform()
-        axes.plot(xs, [0.97] * len(xs), "x", color=RED, ms=6, mew=1.6, transform=top, ls="none", label="diverged or off the scale")
+        label = "diverged or off the scale"
+        axes.plot(xs, [0.97] * len(xs), "x", color=RED, ms=6, mew=1.6, transform=top, ls="none", label=label)
 
 
 def _boundaries(axes: Axes, record: Record) -> None:

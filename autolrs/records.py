@@ -44,7 +44,7 @@ class Curve:
         offsets: mean number of updates done before the losses of each bin, from the curve's start.   (n,)
         losses: mean loss of each bin.                                                                (n,)
         rates: mean reference rate of each bin.                                                       (n,)
-        noise: standard deviation of a bin mean about the curve's trend.
+        noise: standard deviation of a bin mean about the curve's trend, at the curve's end.
         stage: the stage whose checkpoint the curve starts from.
         start: kept step at which the curve starts.
     """
@@ -71,15 +71,16 @@ class Curve:
     def reduce(
         cls, losses: Sequence[float], rates: Sequence[float], *, stage: int = 0, start: int = 0, points: int = POINTS
     ) -> Curve:
-        """Means over at most `points` nearly equal bins; noise from differences of neighbouring losses.
+        """Means over at most `points` nearly equal bins; noise from differences of the last third's neighbours.
 
-        A bin that holds a loss that is not finite is itself NaN.
+        The fall from initialisation is no noise, and what follows is judged by how noisy a curve is at its end. A bin
+        that holds a loss that is not finite is itself NaN.
         """
         n = len(losses)
         bins = min(points, n)
         edges = [round(i * n / bins) for i in range(bins + 1)] if bins else [0]
         spans = list(pairwise(edges))
-        finite = [loss for loss in losses if math.isfinite(loss)]
+        finite = [loss for loss in losses[-max(16, n // 3) :] if math.isfinite(loss)]
         # Half the mean squared first difference is the noise variance of a slowly varying curve (von Neumann 1941).
         differences = [(b - a) * (b - a) for a, b in pairwise(finite)]
         variance = 0.5 * _mean(differences) if differences else 0.0

@@ -182,7 +182,7 @@ class Runner:
         while self._segment is None:
             match self._director.next():
                 case Open() as instruction:
-                    if self.feed.room() == 0:  # no item is left for a probe: the stage begins with the next pass
+                    if self.feed.over():  # no item is left for a probe: the stage begins with the next pass
                         raise PassEnded
                     self._open(instruction)
                 case Probe() as instruction:
@@ -237,12 +237,11 @@ class Runner:
     def _finish(self) -> None:
         if self._director.record.finished:
             return  # the last process ended after this, but before its loop returned
+        loss = math.fsum(self._tail) / len(self._tail) if self._tail else None
         if self._validate is not None:
-            loss: float | None = self._measure()
+            loss = self._measure()
             if not math.isfinite(loss):
                 log.warning("the validation loss at the end is %s, though no training loss was.", loss)
-        else:
-            loss = math.fsum(self._tail) / len(self._tail) if self._tail else None
         self._save(self._director.record.kept_steps, final=True)
         self._director.tell(Finished(loss, int(self._validate is not None)))
 

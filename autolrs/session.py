@@ -123,11 +123,14 @@ class Session:
 
         Raises:
             SessionError: no tracked optimizer, or two `report`s for one item.
+            SettingError: `epochs` is less than 1.
             LoaderError: the loader yields nothing, or cannot be replayed.
             RateOverriddenError: something else changed the learning rate.
             DivergedError: no rate trains.
             StoppedError: asked to stop; all is saved.
         """
+        if epochs is not None and epochs < 1:
+            raise SettingError(f"`epochs >= 1` must hold, but got ({epochs=}).")
         if self._iterating:
             raise SessionError("`batches` is already being iterated: leave one loop before the next.")
         runner = self._start(loader, epochs)
@@ -183,9 +186,9 @@ class Session:
 
     @property
     def epoch(self) -> int:
-        """Passes over the loader completed before the current item."""
+        """Number of the current item's pass over the loader, from 0; outside `batches`, of the next pass."""
         if self._feed is not None:
-            return self._feed.epoch
+            return self._feed.epoch if self._iterating else self._feed.next_epoch
         return 0 if self._saved is None else int(self._saved["feed"]["epoch"])
 
     @property
@@ -234,9 +237,8 @@ class Session:
                 "the loop over `batches` was left in the middle of a search, whose probes need it to go on: let it end "
                 "by itself, without `break`; for shorter passes give a shorter loader."
             )
-        epoch = self.epoch if self._feed is None else self._feed.next_epoch
         generators = [tracked for tracked in self._tracked.values() if isinstance(tracked, GENERATORS)]
-        feed = Feed(loader, epoch=epoch, epochs=epochs, memory=self._replay_memory, generators=generators)
+        feed = Feed(loader, epoch=self.epoch, epochs=epochs, memory=self._replay_memory, generators=generators)
         if self._runner is None:
             self._runner = Runner(
                 self._director, self._tracked, Rates(optimizer, own), feed, self._validate, self._pending

@@ -310,7 +310,7 @@ def _strategy(given: Any, options: Mapping[str, Any] | None, curve_model: str | 
         curve_model_of(curve_model)  # raises if there is none
     if isinstance(given, str):
         return strategy_of(given, options, curve_model)
-    if not isinstance(given, Strategy):
+    if isinstance(given, type) or not isinstance(given, Strategy):
         raise SettingError(f"`strategy` must be a name or a `protocols.Strategy`, but got {given!r}.")
     if options:
         raise SettingError("`options` go with a strategy's name; give the strategy object its parameters itself.")
@@ -370,6 +370,8 @@ def _plain(value: Any) -> Any:
         return {"kind": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, list | tuple):
         return tuple(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     return value if isinstance(value, int | float | str | None) else {"kind": type(value).__name__}
 
 

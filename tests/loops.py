@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def network() -> nn.Module:
 
 
 def loss_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    return (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+    return nn.functional.smooth_l1_loss(model(inputs), inputs.sum(1, keepdim=True))
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor) -> Tensor:
@@ -120,13 +121,16 @@ def plain_run(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = schedule.to_lambda_lr(optimizer)
     seen: list[Seen] = []
-    while True:
+    for epoch in itertools.count():
+        if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
+            sampler.set_epoch(epoch)
         for items, inputs in loader:
             seen.append(see(len(seen), items, optimizer, model))
             update(model, optimizer, inputs)
             scheduler.step()
             if len(seen) == schedule.steps:
                 return seen, (digest(model), rng_digest())
+    raise AssertionError
 
 
 @dataclass
@@ -310,8 +314,25 @@ def simple(session: Session, *, lr: float = 0.1, **tracked: Any) -> tuple[nn.Mod
     return model, optimizer
 
 
-def steps_of(session: Session, loader: Iterable[Any] | None = None, loss: float = 1.0, **how: Any) -> Iterator[Any]:
-    """The items to the end, with a report of `loss` after the body of each."""
+def steps_of(session: Session, loader: Iterable[Any] | None = None, **how: Any) -> Iterator[Any]:
+    """The items to the end, with a report after the body of each."""
     for item in session.batches(ones() if loader is None else loader, **how):
         yield item
+        session.report(1.0)
+
+
+def finish(
+    session: Session,
+    loader: Iterable[Any] | None = None,
+    *,
+    body: Callable[[], object] = lambda: None,
+    loss: Any = 1.0,
+    **how: Any,
+) -> int:
+    """Run to the end with `body` and a report of `loss` at each item; how many there were."""
+    count = 0
+    for _ in session.batches(ones() if loader is None else loader, **how):
+        body()
         session.report(loss)
+        count += 1
+    return count

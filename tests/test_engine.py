@@ -180,6 +180,21 @@ def test_a_run_ends_with_all_its_steps(run):
 
 @LAW
 @given(runs())
+def test_what_is_decided_is_the_schedule_from_there_on(run):
+    """And what was planned up to there stays."""
+    trainer = run.go()
+    before = None
+    for event, record in zip(trainer.events, list(after_each(trainer))[1:], strict=True):
+        if isinstance(event, Decided):
+            start = record.stages[event.decision.stage].start
+            ours = [rate for piece in event.decision.pieces for rate in piece.over(piece.start, piece.stop)]
+            assert record.schedule.over(start, run.settings.steps) == ours
+            assert before is None or record.schedule.over(0, start) == before.over(0, start)
+        before = record.schedule
+
+
+@LAW
+@given(runs())
 def test_the_plain_replay_of_the_schedule_is_exact(run):
     """The adopted prefix included: the kept run is what plain training on its schedule is."""
     trainer = run.go()

@@ -14,15 +14,8 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from loops import Scripted
 from torch import Tensor
-
-import autolrs
-from autolrs import Session, load_study
-from autolrs.checkpoints import CheckpointStore
-from autolrs.director import Director
-from autolrs.errors import StudyLockedError
-from autolrs.records import Event, Issued, Reverted, RolledBack, Trained
-from autolrs.storage import StudyStore
 from tuned_loops import (
     Counter,
     Hook,
@@ -35,6 +28,13 @@ from tuned_loops import (
     stepping,
     wait_for,
 )
+
+import autolrs
+from autolrs import Session, load_study
+from autolrs.checkpoints import CheckpointStore
+from autolrs.errors import StudyLockedError
+from autolrs.records import Event, Issued, Reverted, Trained
+from autolrs.storage import StudyStore
 
 LONGER = {"steps": 300, "checkpoint_every": 30}
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -91,8 +91,9 @@ def kill_at_random(storage: Path, settings: dict[str, Any], kills: int, size: in
     rng = random.Random(seed)
     hits = 0
     for moment in sorted(rng.uniform(0, 0.95) for _ in range(kills)):
+        least = max(moment * size, journal_size(storage) + 1)  # it has come so far, and done something itself
         process = spawn(storage, settings, **loop_settings)
-        wait_for(lambda p=process, at=moment * size: journal_size(storage) >= at or not p.is_alive())  # type: ignore[misc]
+        wait_for(lambda p=process, least=least: journal_size(storage) >= least or not p.is_alive())  # type: ignore[misc]
         process.join(rng.uniform(0, 0.08))
         process.kill()
         process.join()
@@ -171,7 +172,8 @@ def killed(storage: Path, settings: dict[str, Any], *hooks: Hook) -> None:
 
 def test_what_kills_throw_away_is_counted(tmp_path: Path, whole: Callable[..., dict[str, Any]]) -> None:
     """As of the last read of the losses: after 16 updates, 24 (where the plateau ends), 32 and 40 of a probe."""
-    settings = {"steps": 200, "search_budget": 0.5, "checkpoint_every": 50, "options": {"length": 0.2}}
+    search = Scripted(rates=(3e-3, 1e-2), length=40, keep=24)
+    settings = {"steps": 200, "checkpoint_every": 50, "strategy": search}
     deaths = (35, 30, 62)  # in the first probe, in it again, in the second
     lost = []
     for death in deaths:
@@ -197,9 +199,6 @@ def test_what_a_kill_of_the_kept_run_throws_away_is_counted(tmp_path: Path) -> N
     assert study.cost.wall_seconds < 60
 
 
-SMALL_SEARCH = {"steps": 60, "search_budget": 0.5}
-
-
 def moments(events: int, checkpoints: int) -> list[tuple[int, bool, str]]:
     return [
         (number, after, kind)
@@ -223,21 +222,21 @@ def kill_around(
 def test_killed_between_a_checkpoint_and_its_record_and_at_other_writes(
     tmp_path: Path, whole: Callable[..., dict[str, Any]]
 ) -> None:
-    expected = whole(SMALL_SEARCH)
+    expected = whole({})
     named = [(2, True, "checkpoint"), (7, True, "checkpoint")]  # the adopted stretch's, the final one
     rng = random.SystemRandom()
     for index, moment in enumerate([*named, rng.choice(moments(14, 0))]):
-        kill_around(tmp_path / str(index), moment, SMALL_SEARCH, expected)
+        kill_around(tmp_path / str(index), moment, {}, expected)
 
 
 @pytest.mark.slow
 def test_killed_around_every_single_write(tmp_path: Path, whole: Callable[..., dict[str, Any]]) -> None:
-    expected = whole(SMALL_SEARCH)
-    finish(tmp_path, SMALL_SEARCH)
+    expected = whole({})
+    finish(tmp_path, {})
     with StudyStore.open("run", storage=tmp_path, readonly=True) as store:
         events = len(store.events())
     for index, moment in enumerate(moments(events, 7)):
-        kill_around(tmp_path / str(index), moment, SMALL_SEARCH, expected)
+        kill_around(tmp_path / str(index), moment, {}, expected)
 
 
 def explode_once(session: Session, loss: Tensor) -> None:
@@ -420,7 +419,7 @@ def test_no_good_checkpoint_is_an_error_that_names_them(tmp_path: Path) -> None:
     folder = load_study("run", str(tmp_path)).directory
     for path in folder.glob("step-*"):
         path.write_bytes(b"nothing")
-    with pytest.raises(OSError, match=r"no checkpoint at or before step 48 .*step-00000048.* is damaged.*step-00000032"):
+    with pytest.raises(OSError, match=r"no checkpoint at or before step 48 .*-00000048.* is damaged.*-00000032"):
         run(tmp_path)
 
 
@@ -465,7 +464,7 @@ def test_what_the_user_tracks_must_be_the_same(tmp_path: Path) -> None:
         session.track(extra=torch.zeros(1))
         return loop()(session)
 
-    with pytest.raises(ValueError, match="the checkpoint holds .* but tracked are .*'extra'"):
+    with pytest.raises(ValueError, match=r"the checkpoint holds .* but tracked are .*'extra'"):
         run(tmp_path, more)
     with pytest.raises(ValueError, match="another use of `validate`: True, now False"):
         run(tmp_path, loop(validate=False))
@@ -477,8 +476,3 @@ def test_kept_steps_are_checkpointed_as_asked(tmp_path: Path) -> None:
     stops = [event.stop for event in events_of(tmp_path) if isinstance(event, Trained)]
     adopted = stops[0]
     assert stops == sorted({adopted, *range(7, 60, 7), 60} - set(range(adopted)))
-    assert load_study("run", str(tmp_path)).record.roll_backs == ()
-    assert not any(isinstance(event, RolledBack) for event in events_of(tmp_path))
-    assert Director  # the one that writes them
-
-

@@ -15,6 +15,7 @@ from loops import (
     MemoryStore,
     Scripted,
     digest,
+    finish,
     network,
     ones,
     plain_run,
@@ -54,11 +55,6 @@ from autolrs.tuner import tune
 
 Make = Callable[[], Iterable[Any]]
 MAKES: dict[str, Make] = {"global": shuffled, "own": lambda: shuffled(own=True)}
-
-
-def finish(session: Session, loader: Any = None, **how: Any) -> int:
-    """Run to the end; how many items there were."""
-    return sum(1 for _ in steps_of(session, loader, **how))
 
 
 # Plain training
@@ -150,13 +146,13 @@ def test_gradient_accumulation_reports_once_per_update() -> None:
         seed_all()
         session = session_of(20, strategy)
         model, optimizer = simple(session)
-        steps, lrs = [], []
+        steps: list[int] = []
 
         def report(loss: Tensor, session: Session = session, steps: list[int] = steps) -> None:
             steps.append(session.step)
             session.report(loss)
 
-        accumulate(session.batches(ones(5)), model, optimizer, report)
+        accumulate(session.batches(ones()), model, optimizer, report)
         probes = 2 * list(range(6)) if strategy else []
         assert steps == probes + list(range(20))
         seed_all()
@@ -246,7 +242,7 @@ def test_a_loss_that_is_summed_up_in_place_counts_as_it_was_when_reported() -> N
 
 def test_steps_outside_of_batches_are_the_users_own() -> None:
     session = session_of(6)
-    model, optimizer = simple(session)
+    _, optimizer = simple(session)
     optimizer.param_groups[0]["lr"] = 0.9  # read at `track`: this is too late to mean anything
     for _ in range(2):
         optimizer.step()
@@ -265,9 +261,8 @@ def test_batches_go_on_over_epochs_until_the_run_is_done() -> None:
     sampler = EpochSampler()
     session = session_of(12)
     simple(session)
-    epochs = []
-    for _ in steps_of(session, DataLoader(Augmented(20), 4, sampler=sampler)):
-        epochs.append(session.epoch)
+    epochs: list[int] = []
+    finish(session, DataLoader(Augmented(20), 4, sampler=sampler), body=lambda: epochs.append(session.epoch))
     assert epochs == [0] * 5 + [1] * 5 + [2] * 2
     assert sampler.told == [0, 1, 2]
 
@@ -282,42 +277,41 @@ def test_an_epoch_loop_of_the_users_own_is_the_same_run(make: str) -> None:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_a_probe_never_crosses_a_pass(sized: bool) -> None:
-    """Six items a pass: probes of 20 end with it, and stages begin with one."""
+    """Six items a pass: a probe ends with it, and no stage begins where nothing is left of it."""
     store = MemoryStore()
-    session = session_of(30, Scripted(rates=(0.02, 0.05), length=20 if not sized else 6, stages=5), store=store)
+    session = session_of(30, Scripted(length=20, stages=5), store=store)
     simple(session)
-    sampler = EpochSampler()
-    items: list[list[tuple[bool, int, int]]] = []
+    sampler = EpochSampler(24)
     loader = DataLoader(Augmented(24), 4, sampler=sampler)
-    sampler.__class__ = type("Sampler24", (EpochSampler,), {"__iter__": lambda self: iter(range(24))})
 
     class Unsized:
-        sampler = loader.sampler
+        def __init__(self) -> None:
+            self.sampler = sampler
 
         def __iter__(self) -> Iterator[Any]:
             return iter(loader)
 
-    epoch = 0
+    seen: list[list[tuple[bool, int, tuple[int, ...]]]] = []
     while not session.done:
-        items.append([])
-        assert session.epoch == epoch
+        assert session.epoch == len(seen)
+        seen.append([])
         for index, _ in steps_of(session, loader if sized else Unsized(), epochs=1):
-            assert session.epoch == epoch
-            items[-1].append((session.is_probe, session.step, int(index[0]) // 4))
-        epoch += 1
+            assert session.epoch == len(seen) - 1
+            seen[-1].append((session.is_probe, session.step, tuple(index.tolist())))
     assert sampler.told == [0, 1, 2, 3, 4]
-    assert len(items) == 5
-    for number, found in enumerate(items):
-        expected = [(6 * number + at, at) for at in range(6)]
-        assert [(step, item) for probe, step, item in found if not probe] == expected
-        assert [(step, item) for probe, step, item in found if probe] == expected * 2
-    probed = store.of(Probed)
-    assert [event.steps for event in probed] == [6] * 10
-    if sized:
-        assert {event.state for event in probed} == {TrialState.COMPLETE}
-        assert [event.room for event in store.of(Opened)] == [6] * 5
-    else:
-        assert {(event.state, event.reason) for event in probed} == {(TrialState.PRUNED, "the epoch ended")}
+    probes_a_pass = []
+    for epoch, found in enumerate(seen):
+        sampler.set_epoch(epoch)
+        items = [tuple(index.tolist()) for index, _ in loader]
+        expected = [(6 * epoch + at, items[at]) for at in range(6)]
+        assert [each[1:] for each in found if not each[0]] == expected
+        probed = [each[1:] for each in found if each[0]]
+        assert probed == expected * (len(probed) // 6)
+        probes_a_pass.append(len(probed) // 6)
+    ends = {(event.state, event.reason) for event in store.of(Probed)}
+    assert ends == {(TrialState.PRUNED, "the epoch ended")}
+    assert probes_a_pass == [2] * 5
+    assert [event.room for event in store.of(Opened)] == [6 if sized else None] * 5
 
 
 def test_a_pass_that_ends_where_losses_are_read_ends_a_probe_too() -> None:
@@ -387,7 +381,7 @@ def test_leaving_in_the_middle_of_a_search_is_refused() -> None:
     simple(session)
     for _ in session.batches(ones()):
         break
-    with pytest.raises(SessionError, match="left in the middle of a search.*without `break`"):
+    with pytest.raises(SessionError, match=r"left in the middle of a search.*without `break`"):
         next(iter(session.batches(ones())))
 
 
@@ -405,7 +399,7 @@ def test_what_a_session_says_of_itself() -> None:
     for mapping in (session.args, session.params):
         with pytest.raises(TypeError):
             mapping["x"] = 1  # type: ignore[index]
-    model, optimizer = simple(session, lr=0.5)
+    simple(session, lr=0.5)
     found = []
     for _ in session.batches(ones(4)):
         before = session.step, session.epoch, session.is_probe, session.lr
@@ -414,7 +408,7 @@ def test_what_a_session_says_of_itself() -> None:
         found.append(before)
     probes = [(step, step // 4, True, 0.02) for step in range(5)]
     assert found == probes + [(step, step // 4, False, 0.02) for step in range(20)]
-    assert (session.step, session.epoch, session.done, session.is_probe, session.lr) == (20, 4, True, False, 0.02)
+    assert (session.step, session.epoch, session.done, session.is_probe, session.lr) == (20, 5, True, False, 0.02)
 
 
 def test_the_reference_rate_is_the_first_groups_that_has_one() -> None:
@@ -432,7 +426,7 @@ def test_the_reference_rate_is_the_first_groups_that_has_one() -> None:
 def test_the_rates_of_the_groups_are_those_at_track() -> None:
     store = MemoryStore()
     session = session_of(5, store=store)
-    model, optimizer = simple(session)
+    _, optimizer = simple(session)
     ExponentialLR(optimizer, 0.5)
     optimizer.param_groups[0]["lr"] = 0.0
     finish(session)
@@ -444,24 +438,29 @@ def test_the_rates_of_the_groups_are_those_at_track() -> None:
 
 def test_another_rate_at_the_update_is_refused() -> None:
     session = session_of(20)
-    model, optimizer = simple(session)
+    _, optimizer = simple(session)
+
+    def body() -> None:
+        optimizer.param_groups[0]["lr"] = 0.3
+        optimizer.step()
+
     with pytest.raises(RateOverriddenError, match=r"group 0 has the learning rate 0\.3, but the session set 0\.1"):
-        for _ in steps_of(session):
-            optimizer.param_groups[0]["lr"] = 0.3
-            optimizer.step()
+        finish(session, body=body)
+    assert session.step == 0
 
 
 def test_a_scheduler_that_was_left_in_the_loop_is_refused_at_the_next_read() -> None:
     session = session_of(60)
-    model, optimizer = simple(session)
+    _, optimizer = simple(session)
     scheduler = ExponentialLR(optimizer, 0.5)
-    count = 0
+
+    def body() -> None:
+        optimizer.step()
+        scheduler.step()
+
     with pytest.raises(RateOverriddenError, match=r"Remove the line that does, such as `scheduler.step\(\)`"):
-        for _ in steps_of(session):
-            optimizer.step()
-            scheduler.step()
-            count += 1
-    assert count <= 16
+        finish(session, body=body)
+    assert session.step <= 16
 
 
 def test_a_tracked_scheduler_is_refused() -> None:
@@ -511,10 +510,13 @@ def test_report_belongs_in_the_loop_once_per_update() -> None:
     for index in (0, 1, 2):  # the last of the run, too
         session = session_of(3)
         simple(session)
+
+        def twice(session: Session = session, index: int = index) -> None:
+            if session.step == index:
+                session.report(1.0)
+
         with pytest.raises(SessionError, match="`report` was called twice for one item"):
-            for _ in steps_of(session):
-                if session.step == index:
-                    session.report(1.0)
+            finish(session, body=twice)
     with pytest.raises(SessionError, match="outside `batches`"):
         session.report(1.0)
 
@@ -574,11 +576,14 @@ def test_a_loss_that_is_no_scalar_is_refused() -> None:
 
 def test_groups_added_after_track_are_refused() -> None:
     session = session_of(60)
-    model, optimizer = simple(session)
+    _, optimizer = simple(session)
+
+    def body() -> None:
+        if session.step == 3:
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
     with pytest.raises(SessionError, match="2 parameter groups, but it had 1 when it was tracked"):
-        for _ in steps_of(session):
-            if session.step == 3:
-                optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+        finish(session, body=body)
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,13 +609,12 @@ def test_the_users_own_exception_comes_out_of_the_loop_unchanged() -> None:
     simple(session)
     error = KeyError("mine")
 
-    def fail() -> None:
-        for _ in steps_of(session):
-            if session.step == 10:
-                raise error
+    def body() -> None:
+        if session.step == 10:
+            raise error
 
     with pytest.raises(KeyError) as caught:
-        fail()
+        finish(session, body=body)
     assert caught.value is error
     assert record_of(session).kept_steps == 8
     assert session.unsaved_steps() == 2
@@ -619,51 +623,53 @@ def test_the_users_own_exception_comes_out_of_the_loop_unchanged() -> None:
 # Stopping and going on
 
 
+class HaltAt:
+    """A callback that asks for a stop once so many steps are kept."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.session: Any = None
+
+    def on_event(self, record: Any, event: Any) -> None:
+        if record.kept_steps == self.step:
+            raise StoppedError("test")
+
+    def on_progress(self, *args: Any) -> None:
+        pass
+
+
 @pytest.mark.parametrize("at", [0, 1, 7, 15, 16, 17, 24, 33])
 def test_a_halt_saves_and_stops_at_the_next_item_and_another_session_goes_on(at: int, tmp_path: Path) -> None:
-    store = MemoryStore(CheckpointStore(tmp_path))
     whole = tuned_run(session_of(40, every=12), shuffled)
-
+    store = MemoryStore(CheckpointStore(tmp_path))
     session = session_of(40, store=store, every=12)
-    make_halting = halting(session, at)
-    with pytest.raises(StoppedError, match=rf"stopped at step {at} of 40 \(SIGTERM\)"):
-        tuned_run(session, make_halting)
+    if at == 0:
+        session.halt("SIGTERM")
+
+    class Halting:
+        """The signal arrives while the item of step `at - 1` is loaded."""
+
+        def __iter__(self) -> Iterator[Any]:
+            for item in loader:
+                if session.step == at - 1:
+                    session.halt("SIGTERM")
+                yield item
+
+    loader = shuffled()
+    with pytest.raises(StoppedError, match=rf"stopped at step {at} of 40 \(SIGTERM\); all is saved"):
+        tuned_run(session, Halting)
     assert session.unsaved_steps() == 0
     again = tuned_run(session_of(40, store=store, every=12), shuffled)
     assert [seen.step for seen in again.kept] == list(range(at, 40))
     assert (again.kept, again.end) == (whole.kept[at:], whole.end)
 
 
-def halting(session: Session, at: int) -> Make:
-    """A loader with whose item `at` a signal arrives; the item before it is still trained on."""
-
-    class Halting:
-        def __init__(self) -> None:
-            self.loader = shuffled()
-            self.sampler = self.loader.sampler
-
-        def __iter__(self) -> Iterator[Any]:
-            for item in self.loader:
-                yield item
-                if session.step == at:
-                    session.halt("SIGTERM")
-
-    if at == 0:
-        session.halt("SIGTERM")
-    return Halting
-
-
 def test_the_same_things_are_tracked_when_it_goes_on() -> None:
     store = MemoryStore()
-    session = session_of(10, store=store)
+    session = session_of(10, store=store, callbacks=[HaltAt(6)], every=3)
     simple(session)
-    for _ in steps_of(session):
-        if session.step == 4:
-            session.halt("test")
-        if session.step > 4:
-            break
     with pytest.raises(StoppedError):
-        next(session.batches(ones()))
+        finish(session)
 
     def go_on(**changes: Any) -> None:
         session = session_of(10, store=store)
@@ -700,7 +706,7 @@ class Spy:
 
 def test_losses_are_read_every_16_reports_only(monkeypatch: pytest.MonkeyPatch) -> None:
     session = session_of(100, every=100)
-    model, optimizer = simple(session)
+    _, optimizer = simple(session)
     losses = [torch.tensor(1.0, requires_grad=True) for _ in range(100)]
     spy = Spy(monkeypatch)
     spy.step = lambda: session.step
@@ -728,7 +734,7 @@ def test_probes_are_read_every_16_steps_and_where_they_are_due(monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it traces
-def test_a_compiled_loop_is_compiled_once_though_rates_change_and_states_are_rewound() -> None:
+def test_a_compiled_loop_is_not_compiled_again_when_rates_change_and_states_are_rewound() -> None:
     torch._dynamo.reset()
     graphs: list[Any] = []
 
@@ -743,8 +749,7 @@ def test_a_compiled_loop_is_compiled_once_though_rates_change_and_states_are_rew
     compiled = torch.compile(model, backend=compiler)
     step = torch.compile(lambda: optimizer.step(), backend=compiler)
     session.track(model=compiled, optimizer=optimizer)
-    counts = []
-    rates = set()
+    counts, rates = [], set()
     for inputs in session.batches(ones()):
         loss = compiled(inputs).square().mean()
         optimizer.zero_grad()
@@ -754,9 +759,9 @@ def test_a_compiled_loop_is_compiled_once_though_rates_change_and_states_are_rew
         counts.append(len(graphs))
         session.report(loss)
     assert len(rates) == 3
-    # A probe that starts from an optimizer without state finds the graph of the first step again.
-    assert counts[-1] == counts[3], counts
-    assert digest(model) == digest(compiled._orig_mod)
+    starts = counts[0], counts[20], counts[40]  # torch compiles the step of an optimizer without state, at each probe
+    assert counts == [count for count in starts for _ in range(20)] + [starts[-1]] * (len(counts) - 60)
+    assert len(counts) == 60 - 8 + 60 + 60 - 8
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,36 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from loops import digest, draw, seed_all
 from torch import Tensor, nn
+from tuned_loops import SEARCH, SMALL, SPACE, Counter, build, loop, plain, run, update, validation_loss
 
 import autolrs
 from autolrs import Session, attach, load_study, tune
 from autolrs.curves.exponential import Exponential
 from autolrs.engine import replay
-from autolrs.errors import DivergedError, IdentityError, StoppedError
+from autolrs.errors import DivergedError, IdentityError, StoppedError, UnfinishedError, UntrackableError
 from autolrs.protocols import Forecasts
 from autolrs.records import Curve, Decided, Elapsed, Finished, Issued, Opened, Probe, Probed, Started, Trained
 from autolrs.schedules import Schedule
+from autolrs.snapshot import rng_preserved
 from autolrs.storage import StudyStore
 from autolrs.strategies.autolrs import AutoLRS
 from autolrs.strategies.horizon import Horizon
 from autolrs.tuner import environment, settings_of
-from tuned_loops import SPACE, Counter, build, data, digest, loop, plain, run, update, validation_loss
 
-STRATEGIES = {"horizon": {}, "autolrs": {"options": {"tau": 10, "k": 2}}}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "horizon": {"strategy": "horizon"},
+    "horizon adopting": {"strategy": "horizon", "options": {"adopt": True}},
+    "autolrs": {"strategy": "autolrs", "options": {"tau": 10, "k": 2}},
+}
 
 
 @pytest.fixture(autouse=True)
 def _afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
+    with rng_preserved():
+        yield
 
 
 # The laws of section 6
@@ -56,7 +59,7 @@ def _afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_a_plain_loop_on_the_schedule_gives_the_same_weights_bit_for_bit(
     tmp_path: Path, strategy: str, own_generator: bool
 ) -> None:
-    study = run(tmp_path, loop(own_generator=own_generator), strategy=strategy, seed=3, **STRATEGIES[strategy])
+    study = run(tmp_path, loop(own_generator=own_generator), seed=3, **STRATEGIES[strategy])
     assert study.exact
     assert study.cost.probe_steps > 0
     study.schedule.save(tmp_path / "schedule.json")
@@ -73,18 +76,12 @@ def test_without_a_budget_it_is_plain_training_on_the_base_schedule_at_the_optim
     assert study.trials_dataframe().empty
 
 
-def seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def attached(storage: Path, *, seed: int = 0, crash_at: int = 0, **settings: Any) -> tuple[autolrs.Study, Any]:
     """A script with a loop of its own: `loop`, by `attach`."""
     seed_all(seed)
     model, optimizer, loader = build()
-    small = {"steps": 60, "space": SPACE, "search_budget": 0.5, "checkpoint_every": 16, "name": "run", "seed": seed}
-    with attach(model=model, optimizer=optimizer, storage=str(storage), **(small | settings)) as session:
+    all_settings = SMALL | {"seed": seed} | settings
+    with attach(model=model, optimizer=optimizer, storage=str(storage), **all_settings) as session:
         session.validate(lambda: validation_loss(model))
         for batch in session.batches(loader):
             if Counter.steps == crash_at > 0:
@@ -96,8 +93,8 @@ def attached(storage: Path, *, seed: int = 0, crash_at: int = 0, **settings: Any
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_attach_is_tune_under_the_same_seeding(tmp_path: Path, strategy: str) -> None:
-    tuned = run(tmp_path / "a", strategy=strategy, seed=4, **STRATEGIES[strategy])
-    study, result = attached(tmp_path / "b", strategy=strategy, seed=4, **STRATEGIES[strategy])
+    tuned = run(tmp_path / "a", seed=4, **STRATEGIES[strategy])
+    study, result = attached(tmp_path / "b", seed=4, **STRATEGIES[strategy])
     assert result == tuned.result
     assert study.schedule == tuned.schedule
     assert study.final_loss == tuned.final_loss
@@ -117,31 +114,28 @@ def test_an_attached_script_that_fails_goes_on_when_it_is_run_again(tmp_path: Pa
     assert steps_paid(study) == Counter.steps + 13 + 28 + 20
 
 
-def test_attach_seeds_nothing_and_tune_seeds_everything(tmp_path: Path) -> None:
-    def draws(session: Session) -> dict[str, float]:
-        found = {"python": random.random(), "numpy": float(np.random.rand()), "torch": torch.rand(1).item()}
-        assert loop()(session)
+def test_tune_seeds_all_generators_and_attach_none(tmp_path: Path) -> None:
+    def train(session: Session) -> list[float]:
+        found = list(draw())
+        loop()(session)
         return found
 
     seed_all(77)
-    first = run(tmp_path, draws, search_budget=0, seed=9, name="a").result
+    first = run(tmp_path, train, search_budget=0, seed=9, name="a").result
     seed_all(78)
-    assert run(tmp_path, draws, search_budget=0, seed=9, name="b").result == first
-    assert run(tmp_path, draws, search_budget=0, seed=10, name="c").result != first
+    assert run(tmp_path, train, search_budget=0, seed=9, name="b").result == first
+    assert run(tmp_path, train, search_budget=0, seed=10, name="c").result != first
     seed_all(9)
-    assert first == {"python": random.random(), "numpy": float(np.random.rand()), "torch": torch.rand(1).item()}
+    assert first == list(draw())
 
-    seed_all(1)
-    expected = random.random(), float(np.random.rand()), torch.rand(1).item()
-    seed_all(1)
     model, optimizer, _ = build()
     seed_all(1)
-    with (
-        pytest.raises(RuntimeError, match="enough"),
-        attach(model=model, optimizer=optimizer, storage=str(tmp_path), steps=5, seed=9),
-    ):
-        assert (random.random(), float(np.random.rand()), torch.rand(1).item()) == expected
-        raise RuntimeError("enough")
+    expected = draw()
+    seed_all(1)
+    attachment = attach(model=model, optimizer=optimizer, storage=str(tmp_path), steps=5, seed=9)
+    with pytest.raises(UnfinishedError), attachment:
+        found = draw()
+    assert found == expected
 
 
 def test_attach_tracks_its_other_keywords(tmp_path: Path) -> None:
@@ -153,9 +147,8 @@ def test_attach_tracks_its_other_keywords(tmp_path: Path) -> None:
         noise, total = torch.Generator().manual_seed(5), torch.zeros(1)
         kept: list[float] = []
         with attach(
-            model=model, optimizer=optimizer, noise=noise, total=total, storage=str(storage), name="a",
-            steps=40, space=SPACE, search_budget=0.5, checkpoint_every=10,
-        ) as session:  # fmt: skip
+            model=model, optimizer=optimizer, noise=noise, total=total, storage=str(storage), **SMALL
+        ) as session:
             for batch in session.batches(loader):
                 draw = torch.rand(1, generator=noise)
                 total += draw
@@ -167,11 +160,11 @@ def test_attach_tracks_its_other_keywords(tmp_path: Path) -> None:
         return kept, total.item()
 
     generator, summed = torch.Generator().manual_seed(5), torch.zeros(1)
-    expected = [torch.rand(1, generator=generator) for _ in range(40)]
-    for draw in expected:
-        summed += draw
+    expected = [torch.rand(1, generator=generator) for _ in range(60)]
+    for number in expected:
+        summed += number
     kept, total = noisy(tmp_path / "a")
-    assert 0 < len(kept) < 40  # the rest was adopted
+    assert len(kept) == 60 - SEARCH.keep  # the rest was adopted
     assert kept == expected[-len(kept) :]
     assert total == summed
     with pytest.raises(ZeroDivisionError):
@@ -183,22 +176,19 @@ def test_attach_tracks_its_other_keywords(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_attach_comes_out_and_gives_the_study_free(tmp_path: Path) -> None:
-    model, optimizer, loader = build()
-    settings = {"steps": 20, "search_budget": 0, "storage": str(tmp_path), "name": "a"}
-    with pytest.raises(autolrs.AutoLRSError, match="step 7 of 20|of 20 steps") as info:
+    def script(items: int, **more: Any) -> Session:
+        model, optimizer, loader = build()
+        settings = {"steps": 20, "search_budget": 0, "storage": str(tmp_path), "name": "a"} | more
         with attach(model=model, optimizer=optimizer, **settings) as session:
-            for _ in session.batches(loader):
-                break
-    assert type(info.value).__name__ == "UnfinishedError"
-    with pytest.raises(autolrs.AutoLRSError, match=r"track\(strategie=\.\.\.\)` got str, which cannot be restored"):
-        with attach(model=model, optimizer=optimizer, strategie="horizon", **settings):
-            pass
-    model, optimizer, loader = build()
-    with attach(model=model, optimizer=optimizer, **settings) as session:
-        for batch in session.batches(loader):
-            session.report(update(model, optimizer, batch))
-    assert session.study.finished
-    assert not hasattr(info.value, "study")
+            for batch in islice(session.batches(loader), items):
+                session.report(update(model, optimizer, batch))
+        return session
+
+    with pytest.raises(UnfinishedError, match="the loop ended after 0 of 20 steps"):
+        script(12)
+    with pytest.raises(UntrackableError, match=r"`track\(strategie=\.\.\.\)` got str, which cannot be restored"):
+        script(100, strategie="horizon")
+    assert script(100).study.finished
 
 
 # What a study says afterwards
@@ -226,7 +216,7 @@ def test_the_cost_adds_up_to_the_steps_really_done(tmp_path: Path, strategy: str
         for batch in session.batches(loader):
             session.report(update(model, optimizer, batch))
 
-    study = run(tmp_path, counted, strategy=strategy, **STRATEGIES[strategy])
+    study = run(tmp_path, counted, **STRATEGIES[strategy])
     cost = study.cost
     assert steps_paid(study) == Counter.steps
     assert cost.kept_steps == 60
@@ -235,7 +225,7 @@ def test_the_cost_adds_up_to_the_steps_really_done(tmp_path: Path, strategy: str
     assert cost.validation_calls == validations > 0
     assert cost.wall_seconds > 0
     assert cost.search_cost == (cost.probe_steps - cost.adopted_steps) / 60
-    assert (cost.adopted_steps > 0) == (strategy == "horizon")
+    assert (cost.adopted_steps > 0) == (strategy == "horizon adopting")
 
 
 def test_what_is_loaded_is_what_was_returned(tmp_path: Path) -> None:
@@ -291,7 +281,8 @@ def test_the_default_name_is_the_functions_with_8_hex_of_what_identifies_the_stu
         loop()(session)
 
     def name(**changes: Any) -> str:
-        return run(tmp_path, my_train, name=None, **({"search_budget": 0, "steps": 4} | changes)).name
+        settings = {"name": None, "search_budget": 0, "steps": 4, "strategy": "horizon"}
+        return run(tmp_path, my_train, **(settings | changes)).name
 
     first = name()
     assert re.fullmatch(r"my_train-[0-9a-f]{8}", first)
@@ -320,7 +311,7 @@ def test_settings_and_the_loops_own_arguments_reach_the_session(tmp_path: Path) 
     def train(session: Session) -> None:
         seen.update(args=dict(session.args), params=dict(session.params), step=session.step, done=session.done)
         loop()(session)
-        seen.update(after=(session.step, session.done, session.epoch))
+        seen.update(after=(session.step, session.done))
 
     run(tmp_path, train, space=space, args={"width": 16}, search_budget=0)
     assert seen == {
@@ -328,14 +319,14 @@ def test_settings_and_the_loops_own_arguments_reach_the_session(tmp_path: Path) 
         "params": {"momentum": 0.9, "type": "nesterov"},
         "step": 0,
         "done": False,
-        "after": (60, True, 5),
+        "after": (60, True),
     }
     assert load_study("run", str(tmp_path)).record.settings.space == space
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1GiB", 1 << 30), ("1.5 KiB", 1536), ("2MB", 2_000_000), ("3TiB", 3 << 40), ("0", 0), ("17", 17), (" 8B ", 8), (99, 99)],
+    [("1GiB", 1 << 30), ("1.5 KiB", 1536), ("2MB", 2_000_000), ("3TiB", 3 << 40), (" 8B ", 8), ("17", 17), (0, 0)],
 )
 def test_replay_memory_is_bytes_or_words(text: int | str, size: int) -> None:
     from autolrs.tuner import _bytes
@@ -371,9 +362,7 @@ def test_an_sql_database_end_to_end(tmp_path: Path) -> None:
 
 
 def tune_on(url: str, *, crash_at: int = 0) -> autolrs.Study:
-    return tune(
-        loop(each=crash(crash_at)), steps=60, space=SPACE, search_budget=0.5, checkpoint_every=16, name="run", storage=url
-    )
+    return tune(loop(each=crash(crash_at)), storage=url, **SMALL)
 
 
 def crash(at: int, error: BaseException | None = None) -> Any:
@@ -446,6 +435,7 @@ class Heard:
         self.events: list[Any] = []
         self.records: list[Any] = []
         self.progress: list[tuple[Any, int, float]] = []
+        self.where = ""
 
     def on_event(self, record: Any, event: Any) -> None:
         self.events.append(event)
@@ -483,21 +473,22 @@ def test_callbacks_hear_every_event_and_how_far_each_instruction_is(tmp_path: Pa
 def test_what_a_callback_raises_comes_out_unchanged_and_the_study_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    error = KeyError("mine")
+
     class Stubborn(Heard):
         def on_event(self, record: Any, event: Any) -> None:
-            raise_at(self, "event", type(event) is Probed)
+            if self.where == "event" and type(event) is not Started:
+                raise error
 
         def on_progress(self, record: Any, instruction: Any, done: int, loss: float) -> None:
-            raise_at(self, "progress", record.kept_steps > 20)
+            if self.where == "progress" and record.kept_steps > 20:
+                raise error
 
-    def raise_at(callback: Stubborn, where: str, now: bool) -> None:
-        if where == raising and now:
-            raise error
-
-    error = KeyError("mine")
-    for raising in ("event", "progress"):
+    for where in ("event", "progress"):
+        callback = Stubborn()
+        callback.where = where
         with pytest.raises(KeyError) as info:
-            run(tmp_path, callbacks=(Stubborn(),))
+            run(tmp_path, callbacks=(callback,))
         assert info.value is error
         assert "steps saved: run the same again to go on" in error.__notes__[-1]
     assert not caplog.records
@@ -550,13 +541,13 @@ def never_finite(session: Session) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nan_from_the_first_step_blames_model_and_data(tmp_path: Path, strategy: str) -> None:
     for _ in range(2):  # and again when it is resumed
-        with pytest.raises(DivergedError, match="loss is nan at step 0, before any update: the model or the data is at fault"):
-            run(tmp_path, never_finite, strategy=strategy, **STRATEGIES[strategy])
+        with pytest.raises(DivergedError, match="loss is nan at step 0, before any update: the model or the data"):
+            run(tmp_path, never_finite, **STRATEGIES[strategy])
     assert Counter.steps <= 16
 
 
 def test_nan_from_the_first_step_without_a_search_is_an_error_too(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match="diverged again .*nan.* after 3 roll-backs"):
+    with pytest.raises(DivergedError, match=r"diverged again .*nan.* after 3 roll-backs"):
         run(tmp_path, never_finite, search_budget=0)
     assert Counter.steps <= 4 * 16
 
@@ -576,9 +567,9 @@ def test_all_probes_diverging_lowers_the_top_and_then_says_so(tmp_path: Path, st
             optimizer.step()
             session.report(loss)
 
-    settings = {"options": {"tau": 50, "k": 4}} if strategy == "autolrs" else {}
+    settings = STRATEGIES[strategy] | ({"options": {"tau": 50, "k": 4}} if strategy == "autolrs" else {})
     with pytest.raises(DivergedError, match=r"all \d+ probes of stage 0 diverged \(rates .*bounds") as info:
-        run(tmp_path, train, strategy=strategy, steps=100, **settings)
+        run(tmp_path, train, steps=100, **settings)
     rates = [float(rate) for rate in re.search(r"rates ([^)]*)\)", str(info.value))[1].split(", ")]  # type: ignore[index]
     assert len(rates) >= 2
     assert all(b < a for a, b in pairwise(rates))
@@ -642,7 +633,8 @@ def test_a_kept_run_that_diverges_goes_back_with_a_lower_rate_and_is_no_longer_e
         if session.step >= 40 and session.lr > 1.5e-3:
             loss.data.fill_(math.inf)
 
-    study = run(tmp_path, loop(each=explode), search_budget=0, space=autolrs.SearchSpace("c", (1e-4, 1), schedule="constant"))
+    space = autolrs.SearchSpace("constant", (1e-4, 1), schedule="constant")
+    study = run(tmp_path, loop(each=explode), search_budget=0, space=space)
     assert study.cost.discarded_steps > 0
     assert steps_paid(study) == Counter.steps
     assert not study.exact
@@ -762,16 +754,14 @@ def test_a_second_interrupt_raises_at_once(tmp_path: Path) -> None:
 
 
 def test_max_seconds_stops_a_run_that_goes_on_later(tmp_path: Path) -> None:
-    stops = 0
-    while stops < 50:
-        try:
-            study = run(tmp_path, max_seconds=1e-3)
-            break
-        except StoppedError as error:
-            assert "max_seconds is over" in str(error)
-            stops += 1
-    assert stops > 1
-    assert study.result == run(tmp_path / "whole").result
+    """Asked for less time than anything takes, it stops when the losses are read: at the end of each probe first."""
+    search = replace(SEARCH, keep=0)
+    for _ in range(3 + 4):  # probes; reads at 16, 32, 48, 60
+        with pytest.raises(StoppedError, match=r"\(max_seconds is over\); all is saved"):
+            run(tmp_path, strategy=search, max_seconds=1e-3)
+    study = run(tmp_path, strategy=search, max_seconds=1e-3)
+    assert study.result == run(tmp_path / "whole", strategy=search).result
+    assert study.cost.lost_steps == 0
 
 
 def test_it_runs_outside_the_main_thread(tmp_path: Path) -> None:
@@ -787,7 +777,7 @@ def test_it_runs_outside_the_main_thread(tmp_path: Path) -> None:
 
 def test_resume_modes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     quick = {"search_budget": 0}
-    with pytest.raises(FileNotFoundError, match="no study 'run' in .*; studies there: none"):
+    with pytest.raises(FileNotFoundError, match=r"no study 'run' in .*; studies there: none"):
         run(tmp_path, resume="must", **quick)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, loop(each=crash(20)), **quick)
@@ -805,7 +795,7 @@ def test_resume_modes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_finished_run_is_not_extended(tmp_path: Path) -> None:
     run(tmp_path, search_budget=0)
-    with pytest.raises(IdentityError, match="its 60 steps are done and its decay to zero is spent, so it cannot be extended"):
+    with pytest.raises(IdentityError, match="its decay to zero is spent, so it cannot be extended to 80"):
         run(tmp_path, search_budget=0, steps=80)
     with pytest.raises(IdentityError, match="study 'run' is finished, and had other settings: seed was 0, now 1"):
         run(tmp_path, search_budget=0, seed=1)
@@ -843,5 +833,3 @@ def test_other_conditions_are_warned_of(
     assert f"torch was {torch.__version__}, now 9.9" in warning.getMessage()
     assert "now 64" in warning.getMessage()
     assert "not bit for bit" in warning.getMessage()
-
-

@@ -6,7 +6,6 @@ starts in milliseconds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loops import Scripted, digest
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -29,6 +29,7 @@ from autolrs.space import SearchSpace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SEARCH = Scripted(rates=(3e-3, 1e-2, 1e-3), length=10, keep=6)
 SPACE = SearchSpace("toy", (1e-4, 1e-1), initial=3e-3, schedule="wsd", warmup=0.05)
 
 
@@ -71,14 +72,6 @@ def validation_loss(model: nn.Module) -> float:
         return nn.functional.mse_loss(model(inputs[200:]), targets[200:]).item()
 
 
-def digest(model: nn.Module) -> str:
-    """Differs if one bit of the weights does."""
-    sha = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
-
-
 Body = Callable[[Session, Tensor], None]
 
 
@@ -118,10 +111,20 @@ def plain(schedule: Schedule, *, seed: int = 0, own_generator: bool = False) -> 
     return {"weights": digest(model), "draws": [random.random(), torch.rand(1).item()]}
 
 
+SMALL: dict[str, Any] = {
+    "steps": 60,
+    "space": SPACE,
+    "strategy": SEARCH,
+    "search_budget": 0.5,
+    "checkpoint_every": 16,
+    "name": "run",
+}
+"""Settings for 3 probes of 10 steps, of which the best one's first 6 are kept, and 60 kept steps."""
+
+
 def run(storage: Path, train: Callable[[Session], Any] | None = None, **settings: Any) -> Study:
-    """A small run in `storage`: 60 steps, 3 probes of 10."""
-    small = {"steps": 60, "space": SPACE, "search_budget": 0.5, "checkpoint_every": 16, "name": "run"}
-    return tune(train or loop(), storage=str(storage), **(small | settings))
+    """A small run in `storage`."""
+    return tune(train or loop(), storage=str(storage), **(SMALL | settings))
 
 
 # Other processes
