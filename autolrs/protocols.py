@@ -89,10 +89,15 @@ class Sampler(Protocol):
     ) -> float:
         """The next rate to try in `stage`, within `bounds`; `first` is where a search starts."""
 
-    def best(
-        self, observations: Sequence[Observation], *, bounds: tuple[float, float], stage: int
-    ) -> int:
+    def best(self, observations: Sequence[Observation], *, bounds: tuple[float, float], stage: int) -> int:
         """Index into `observations` of the stage's best tried rate (lowest posterior mean).
+
+        Raises:
+            ValueError: no finished, finite observation of that stage.
+        """
+
+    def optimum(self, observations: Sequence[Observation], *, bounds: tuple[float, float], stage: int) -> float:
+        """The stage's best rate (lowest posterior mean), tried or not.
 
         Raises:
             ValueError: no finished, finite observation of that stage.

@@ -136,20 +136,35 @@ class GPSampler:
         Raises:
             ValueError: no finished, finite observation of that stage.
         """
-        import torch
-
-        tried = [index for index, trial in enumerate(observations) if trial.stage == stage and _finished(trial)]
-        if not tried:
-            raise ValueError(f"stage {stage} has no finished, finite trial among {len(observations)} observations.")
+        tried = _tried(observations, stage)
         x = [_unit(observations[index].rate, bounds) for index in tried]
-        with torch.device("cpu"), torch.no_grad():
-            model = self._fit([point for point in _points(observations, bounds) if not point.pending])
-            mean = model.posterior(_tensor([(u, stage) for u in x])).mean[:, 0].tolist()
+        mean = self._mean(observations, bounds, stage, x)
         # Ties up to rounding go to the lower rate, so that neither order nor units decide them.
         return min(
             zip(tried, x, mean, strict=True),
             key=lambda item: (round(item[2], 9), item[1], observations[item[0]].value),
         )[0]
+
+    def optimum(self, observations: Sequence[Observation], *, bounds: Bounds, stage: int) -> float:
+        """The rate with the lowest posterior mean, tried or not, between the lowest and the highest one tried.
+
+        Raises:
+            ValueError: no finished, finite observation of that stage.
+        """
+        tried = [_unit(observations[index].rate, bounds) for index in _tried(observations, stage)]
+        grid = [u for u in np.linspace(0.0, 1.0, 2 * GRID - 1).tolist() if min(tried) < u < max(tried)]
+        x = sorted({*tried, *grid})
+        mean = self._mean(observations, bounds, stage, x)
+        return _rate(min(zip((round(m, 9) for m in mean), x, strict=True))[1], bounds)
+
+    def _mean(self, observations: Sequence[Observation], bounds: Bounds, stage: int, x: Sequence[float]) -> list[float]:
+        """Posterior means of `stage`'s response at the unit log-rates `x`."""
+        import torch
+
+        with torch.device("cpu"), torch.no_grad():
+            model = self._fit([point for point in _points(observations, bounds) if not point.pending])
+            means: list[float] = model.posterior(_tensor([(u, stage) for u in x])).mean[:, 0].tolist()
+        return means
 
     def posterior(
         self, observations: Sequence[Observation], *, bounds: Bounds, stage: int, rates: Sequence[float]
@@ -222,6 +237,13 @@ class GPSampler:
         # Ties up to rounding go to the lower rate, so that units do not decide them.
         tie = 1e-9 * (scores.max() - scores[free].min())
         return float(grid[np.argmax(scores >= scores.max() - tie)])
+
+
+def _tried(observations: Sequence[Observation], stage: int) -> list[int]:
+    tried = [index for index, trial in enumerate(observations) if trial.stage == stage and _finished(trial)]
+    if not tried:
+        raise ValueError(f"stage {stage} has no finished, finite trial among {len(observations)} observations.")
+    return tried
 
 
 def _unit(rate: float, bounds: Bounds) -> float:

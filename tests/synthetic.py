@@ -364,6 +364,9 @@ class GridSampler:
         tried = [i for i, o in enumerate(observations) if o.stage == stage and not o.pending and math.isfinite(o.value)]
         return min(tried, key=lambda i: (observations[i].value, observations[i].rate))
 
+    def optimum(self, observations: Sequence[Observation], *, bounds: tuple[float, float], stage: int) -> float:
+        return observations[self.best(observations, bounds=bounds, stage=stage)].rate
+
 
 @dataclass(frozen=True)
 class LastLoss:

@@ -452,6 +452,39 @@ def test_a_marked_pass_can_be_played_again_after_its_end(memory: int) -> None:
     assert (feed.epoch, feed.next_epoch) == (0, 1)
 
 
+@pytest.mark.parametrize("kind", ["shuffled", "shuffled, own generator", "stream", "list"])
+def test_looking_whether_the_pass_is_over_changes_nothing(kind: str) -> None:
+    expected = plain(LOADERS[kind], 8)
+    for at in (0, 1, 4):
+        seed_all()
+        feed = Feed(LOADERS[kind](), epochs=1)
+        assert seen(feed, at) == expected[:at]
+        before = rng_digest()
+        assert [feed.over(), feed.over()] == [False, False]
+        assert rng_digest() == before
+        assert feed.position.index == at
+        state = feed.state()
+        feed.mark()
+        start, rng = feed.place(), capture_rng()
+        for _ in range(2):
+            assert seen(feed, 5 - at) == expected[at:5]
+            feed.go(start)
+            restore_rng(rng)
+        feed.release()
+        assert seen(feed, 5 - at) == expected[at:5]
+        assert feed.over()
+        after = Feed(feed.loader, epoch=feed.next_epoch, epochs=1)
+        assert seen(after, 3) == expected[5:]
+        again = Feed(LOADERS[kind](), epochs=1)
+        again.seek(position_of(state))
+        restore_rng(rng)
+        assert seen(again, 5 - at) == expected[at:5]
+    assert not Feed([1]).over()
+    endless_feed = Feed([1])
+    endless_feed.draw()
+    assert not endless_feed.over()
+
+
 # Coming to a position
 
 

@@ -25,5 +25,3 @@ def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
 def test_links_lead_to_files(link):
     assert (ROOT / link).is_file()
-
-

@@ -33,7 +33,7 @@ import autolrs
 from autolrs import Session, load_study
 from autolrs.checkpoints import CheckpointStore
 from autolrs.errors import StudyLockedError
-from autolrs.records import Event, Issued, Reverted, Trained
+from autolrs.records import Elapsed, Event, Issued, Reverted, Trained
 from autolrs.storage import StudyStore
 
 LONGER = {"steps": 300, "checkpoint_every": 30}
@@ -196,7 +196,9 @@ def test_what_a_kill_of_the_kept_run_throws_away_is_counted(tmp_path: Path) -> N
     study = check_trials(tmp_path, failed=0)
     assert study.cost.lost_steps == 30 + 14  # reads at 80 and 64
     assert found["steps"] == 150
-    assert study.cost.wall_seconds < 60
+    sessions = [event.seconds for event in events_of(tmp_path) if isinstance(event, Elapsed)]
+    assert len(sessions) == 3  # whose end, or last heartbeat, is known
+    assert sum(sessions) == pytest.approx(study.cost.wall_seconds)
 
 
 def moments(events: int, checkpoints: int) -> list[tuple[int, bool, str]]:
@@ -397,19 +399,20 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
 
 def test_a_finished_run_whose_last_checkpoint_is_damaged_before_it_returned(tmp_path: Path) -> None:
     def train(session: Session) -> Any:
-        result = loop()(session)
+        result = loop(each=lambda session, loss: done.append(session.done))(session)
         if broken:
             raise ZeroDivisionError
         return result
 
-    broken = True
+    broken, done = True, []
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, train)
-    broken = False
+    broken, done = False, []
     study = load_study("run", str(tmp_path))
     path = study.checkpoint(60)
     path.write_bytes(b"")
     assert run(tmp_path, train).result == run(tmp_path / "whole").result
+    assert done == [False] * 12  # from step 48 on
     assert load_study("run", str(tmp_path)).finished
 
 

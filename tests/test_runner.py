@@ -17,7 +17,9 @@ from loops import (
     MemoryStore,
     Run,
     Scripted,
+    digest,
     draw,
+    finish,
     ones,
     plain_run,
     record_of,
@@ -29,6 +31,7 @@ from loops import (
     simple,
     steps_of,
     tuned_run,
+    update,
 )
 from test_batches import EpochSampler, Stream
 from torch import nn
@@ -51,6 +54,20 @@ from autolrs.records import (
 from autolrs.session import Session
 
 Make = Callable[[], Iterable[Any]]
+
+
+@dataclass
+class On:
+    """A callback."""
+
+    event: Callable[[Record, Any], None] = lambda record, event: None
+    progress: Callable[..., None] = lambda *args: None
+
+    def on_event(self, record: Record, event: Any) -> None:
+        self.event(record, event)
+
+    def on_progress(self, *args: Any) -> None:
+        self.progress(*args)
 
 
 def names(store: MemoryStore) -> list[str]:
@@ -193,49 +210,45 @@ def test_without_validation_the_last_tenth_of_the_losses_is_the_objective(length
 
 
 def test_validation_is_called_where_it_is_due_and_leaves_everything_as_it_was() -> None:
-    store = MemoryStore()
-    calls: list[tuple[int, bool, bool, bool]] = []
-    session = session_of(60, Scripted(length=20, stages=2, validations=2), store=store)
-    model = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    model[2].eval()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    generator = torch.Generator().manual_seed(1)
-    loader = shuffled(own=True)
-    session.track(model=model, optimizer=optimizer, generator=generator)
-    states: list[tuple[str, ...]] = []
+    def go(careless: bool) -> tuple[list[Any], list[Any], MemoryStore]:
+        """What the bodies found, and where validation was called."""
+        seed_all()
+        store = MemoryStore()
+        session = session_of(60, Scripted(length=20, stages=2, validations=2), store=store)
+        model = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5), nn.BatchNorm1d(3), nn.Linear(3, 1))
+        model[2].eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(1)
+        loader = shuffled(own=True)
+        session.track(model=model, optimizer=optimizer, generator=generator)
+        bodies, calls = [], []
 
-    def state() -> tuple[str, ...]:
-        own = [str(g.get_state().tolist()) for g in (generator, loader.generator)]
-        return rng_digest(), *own, str([module.training for module in model.modules()])
+        def validate() -> torch.Tensor:
+            calls.append((session.step, session.is_probe, torch.is_grad_enabled(), model.training))
+            if careless:
+                model.eval()
+                draw()
+                torch.rand(1, generator=generator), torch.rand(1, generator=loader.generator)
+            return model[3].weight.mean()
 
-    def validate() -> torch.Tensor:
-        inside = session.is_probe, torch.is_grad_enabled(), model.training
-        calls.append((session.step, *inside))
-        states.append(state())
-        model.eval()
-        draw(), torch.rand(1, generator=generator), torch.rand(1, generator=loader.generator)
-        return model(torch.ones(2, 6)).mean()
+        session.validate(validate)
+        for items, inputs in session.batches(loader):
+            own = [g.get_state().tolist() for g in (generator, loader.generator)]
+            flags = [module.training for module in model.modules()]
+            bodies.append((items.tolist(), rng_digest(), own, flags, torch.is_grad_enabled(), digest(model)))
+            torch.rand(1, generator=generator)
+            session.report(update(model, optimizer, inputs))
+        assert record_of(session).validation_calls == len(calls)
+        return bodies, calls, store
 
-    session.validate(validate)
-    for _, inputs in session.batches(loader):
-        if states:
-            assert state()[0] != states[-1][0] or not calls
-        loss = model(inputs).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        states_after = state()
-        session.report(loss)
-        states.append(states_after)
-    # Validation is called between two items and finds, and leaves, what the body left.
+    bodies, calls, store = go(careless=True)
+    assert (bodies, calls) == go(careless=False)[:2]
     probes = [(10, True, False, True), (20, True, False, True)] * 2
     later = [(step + 30, *rest) for step, *rest in probes]
-    assert [(step, *rest) for step, *rest in calls] == [
-        (0, False, False, True), *probes, (30, False, False, True), *later, (60, False, False, True)
-    ]  # fmt: skip
-    record = record_of(session)
-    assert record.validation_calls == len(calls) == 11
+    edges = [(step, False, False, True) for step in (0, 30, 60)]
+    assert calls == [edges[0], *probes, edges[1], *later, edges[2]]
     first = store.of(Probed)[0]
+    assert first.validation is not None
     assert first.validation.offsets == (10.0, 20.0)
     assert first.objective == first.validation.losses[-1]
     assert first.validations == 2
@@ -262,7 +275,7 @@ def test_a_pruned_probe_is_told_with_its_last_value() -> None:
     for validate in (False, True):
         store = MemoryStore()
         session = session_of(60, Scripted(length=40, prune_from={1: 20}), store=store)
-        model, _ = simple(session)
+        simple(session)
         if validate:
             session.validate(lambda: 7.0)
         for _ in session.batches(ones()):
@@ -280,8 +293,7 @@ def test_where_validation_is_not_asked_for_a_pruned_probe_has_none_either() -> N
     session = session_of(60, Scripted(length=40, validations=0, prune_from={1: 20}), store=store)
     simple(session)
     session.validate(lambda: 7.0)
-    for _ in steps_of(session):
-        pass
+    finish(session)
     assert [(event.objective, event.validations, event.validation) for event in store.of(Probed)] == [
         (1.0, 0, None)
     ] * 2
@@ -300,8 +312,7 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence_and_counted_once(v
         return math.nan if bad else 1.0
 
     session.validate(validate)
-    for _ in steps_of(session):
-        pass
+    finish(session)
     probed = store.of(Probed)
     assert [(event.state, event.reason) for event in probed] == [(TrialState.DIVERGED, "validation loss nan")] * 2
     assert [event.objective for event in probed] == [None, None]
@@ -350,7 +361,6 @@ def test_what_is_adopted_is_the_winners_state_where_its_plateau_ended() -> None:
     ]
     assert trained[0].curve.losses == (0.02,) * 6
     assert record_of(session).adopted_steps == 6
-    assert (6 in store.checkpoints.trees) is False  # pruned: the last two stay
     assert sorted(store.checkpoints.trees) == [30, 40]
 
 
@@ -384,29 +394,14 @@ def test_an_adoption_that_is_no_longer_in_memory_is_trained_again() -> None:
     assert not any(part.adopted for part in store.of(Trained))
 
 
-@dataclass
-class On:
-    """A callback."""
-
-    event: Callable[[Record, Any], None] = lambda record, event: None
-    progress: Callable[..., None] = lambda *args: None
-
-    def on_event(self, record: Record, event: Any) -> None:
-        self.event(record, event)
-
-    def on_progress(self, *args: Any) -> None:
-        self.progress(*args)
-
-
 KINDS = ("Started", "Opened", "Issued", "Probed", "Decided", "Trained")
 
 
 @pytest.mark.parametrize(
     ("strategy", "epochs", "memory"),
     [
-        (Scripted(length=10, stages=2), None, 1 << 30),
-        (Scripted(length=10, stages=2), None, 300),
-        (Scripted(length=5, stages=3), 1, 1 << 30),
+        (Scripted(length=8, stages=2), None, 300),
+        (Scripted(length=5, stages=2), 1, 1 << 30),
     ],
 )
 def test_a_run_that_breaks_off_after_any_event_ends_the_same(
@@ -414,7 +409,7 @@ def test_a_run_that_breaks_off_after_any_event_ends_the_same(
 ) -> None:
     def go(store: MemoryStore, callback: On | None = None) -> Run:
         callbacks = [callback] if callback else []
-        session = session_of(40, strategy, store=store, callbacks=callbacks, every=9, replay_memory=memory)
+        session = session_of(24, strategy, store=store, callbacks=callbacks, every=9, replay_memory=memory)
         return tuned_run(session, lambda: shuffled(own=True), validate=True, epochs=epochs)
 
     store = MemoryStore()
@@ -459,17 +454,12 @@ def test_a_beat_never_counts_as_running_what_is_stored(monkeypatch: pytest.Monke
     store = MemoryStore()
     session = session_of(40, Scripted(rates=(0.02,), length=20), store=store, every=10)
     simple(session)
-    stored_at = []
-    store.heartbeat = lambda beat: stored_at.append((beat["events"], len(store.events), beat["running"]))  # type: ignore[method-assign]
-    for _ in steps_of(session):
-        pass
-    assert all(told == stored for told, stored, _ in stored_at)
-    assert [running for *_, running in stored_at] == [16, 20, *[6, 10] * 1, *[]][:2] + [
-        running for *_, running in stored_at
-    ][2:]
-    # Each beat comes before its steps are stored: the event that follows is theirs.
-    following = [names(store)[stored] for _, stored, running in stored_at]
-    assert set(following) <= {"Probed", "Trained"}
+    finish(session)
+    assert [beat["running"] for beat in store.beats] == [16, 20, 10, 6, 10, 10, 2, 10]
+    # A beat comes before its steps are stored: the event that follows is theirs.
+    following = [store.events[beat["events"]] for beat in store.beats]
+    stops = [event.steps if isinstance(event, Probed) else event.stop for event in following]
+    assert stops == [20, 20, 10, 20, 20, 30, 40, 40]
 
 
 def test_the_deadline_stops_the_run_saved() -> None:
@@ -477,8 +467,7 @@ def test_the_deadline_stops_the_run_saved() -> None:
     session = session_of(100, store=store, every=100, deadline=1e-9)
     simple(session)
     with pytest.raises(StoppedError, match=r"stopped at step 16 of 100 \(max_seconds is over\)"):
-        for _ in steps_of(session):
-            pass
+        finish(session)
     assert record_of(session).kept_steps == 16
     assert 16 in store.checkpoints.trees
 
@@ -486,9 +475,9 @@ def test_the_deadline_stops_the_run_saved() -> None:
 # Divergence of the kept run
 
 
-def diverging(session: Session, at: Callable[[int], bool]) -> tuple[list[tuple[int, float, int]], Any]:
+def diverging(session: Session, at: Callable[[int], bool]) -> list[tuple[int, float, int]]:
     """Runs a loop whose loss is NaN at some items; what it saw: step, rate, item."""
-    model, optimizer = simple(session)
+    simple(session)
     session.state["updates"] = 0
     seen = []
     for number, inputs in enumerate(session.batches(iter_items())):
@@ -496,7 +485,7 @@ def diverging(session: Session, at: Callable[[int], bool]) -> tuple[list[tuple[i
         session.state["updates"] += 1
         seen.append((session.step, session.lr, int(inputs)))
         session.report(math.nan if at(number) else 1.0)
-    return seen, model
+    return seen
 
 
 def iter_items() -> list[torch.Tensor]:
@@ -506,7 +495,7 @@ def iter_items() -> list[torch.Tensor]:
 def test_a_kept_run_that_diverges_goes_back_with_half_the_rate_and_on_with_the_data() -> None:
     store = MemoryStore()
     session = session_of(40, store=store, every=10)
-    seen, _ = diverging(session, lambda number: number == 13)
+    seen = diverging(session, lambda number: number == 13)
     # The loss of item 13, step 13, is read at step 16: back to the checkpoint of step 10, on with item 16.
     assert [step for step, *_ in seen] == [*range(16), *range(10, 40)]
     assert [item for *_, item in seen] == list(range(46))
@@ -534,7 +523,7 @@ def test_after_three_roll_backs_it_is_an_error_that_keeps_everything() -> None:
 def test_the_kept_run_may_diverge_after_a_search() -> None:
     store = MemoryStore()
     session = session_of(40, Scripted(rates=(0.02,), length=8, keep=4), store=store, every=10)
-    seen, _ = diverging(session, lambda number: number == 20)
+    diverging(session, lambda number: number == 20)
     (event,) = store.of(RolledBack)
     assert (event.at, event.to) == (20, 10)
     assert session.done
@@ -558,7 +547,7 @@ def test_a_roll_back_to_a_damaged_checkpoint_goes_further_back() -> None:
         return step, tree, ["step 20 is damaged."] if at_most == 20 else []
 
     store.checkpoints.latest = damaged  # type: ignore[method-assign]
-    seen, _ = diverging(session, lambda number: number == 25)
+    seen = diverging(session, lambda number: number == 25)
     assert store.of(Reverted) == [Reverted(10, "the checkpoint of the last kept step is damaged")]
     (event,) = store.of(RolledBack)
     assert event.to == 10
@@ -573,8 +562,7 @@ def test_a_one_shot_loader_that_outgrows_the_memory_is_refused_with_the_remedy()
     session = session_of(40, Scripted(length=20), replay_memory=500)
     simple(session)
     with pytest.raises(LoaderError, match=r"exceed the cap of 500 bytes.*list_iterator.*Raise replay_memory"):
-        for _ in steps_of(session, iter(ones(100))):
-            pass
+        finish(session, iter(ones(100)))
 
 
 def test_a_one_shot_loader_that_fits_is_searched() -> None:
@@ -624,7 +612,7 @@ def test_tracked_generators_are_where_they_were_after_the_loader_was_iterated_ag
 
 def test_gradients_are_gone_after_a_rewind() -> None:
     session = session_of(10, Scripted(length=5))
-    model, optimizer = simple(session)
+    model, _ = simple(session)
     found = []
     for inputs in session.batches(ones()):
         found.append(model.weight.grad is None)
@@ -637,6 +625,5 @@ def test_a_rate_written_during_a_probe_is_refused() -> None:
     session = session_of(40, Scripted(length=20))
     _, optimizer = simple(session)
     with pytest.raises(RateOverriddenError):
-        for _ in steps_of(session):
-            optimizer.param_groups[0]["lr"] *= 0.9
+        finish(session, body=lambda: optimizer.param_groups[0].update(lr=0.7))
     assert record_of(session).probe_steps == 0

@@ -349,3 +349,16 @@ def test_six_proposals_beat_a_randomised_log_grid_of_six() -> None:
     # Over 240 seeds .027 against .054, median .015 against .034; random rates give .138 and .052.
     assert np.mean(ours) < 0.75 * np.mean(grid)
     assert np.median(ours) < 0.75 * np.median(grid)
+
+
+def test_the_optimum_lies_where_the_posterior_is_lowest_among_and_between_the_tried() -> None:
+    found = bowl(6)
+    best = GPSampler().optimum(found, bounds=BOUNDS, stage=0)
+    rates = np.geomspace(min(o.rate for o in found), max(o.rate for o in found), 401).tolist()
+    median, _, _ = GPSampler().posterior(found, bounds=BOUNDS, stage=0, rates=[best, *rates])
+    assert median[0] <= min(median) + 1e-3
+    assert min(rates) <= best <= max(rates)
+    only = [seen(MIDDLE, 1.0), seen(2 * MIDDLE, math.nan)]
+    assert GPSampler().optimum(only, bounds=BOUNDS, stage=0) == pytest.approx(MIDDLE)
+    with pytest.raises(ValueError, match="stage 3 has no finished"):
+        GPSampler().optimum(found, bounds=BOUNDS, stage=3)

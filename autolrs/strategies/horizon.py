@@ -221,6 +221,10 @@ class Horizon:
         index = self.sampler.best(found, bounds=record.settings.space.bounds, stage=stage.index)
         return stage.trials[index - sum(len(s.trials) for s in record.stages[: stage.index])]
 
+    def _optimum(self, record: Record, stage: Stage) -> float:
+        """Nothing ties a run that starts from the checkpoint to one of a few tried rates."""
+        return self.sampler.optimum(observations(record), bounds=record.settings.space.bounds, stage=stage.index)
+
     def _best(self, stage: Stage) -> Trial | None:
         done = [t for t in stage.trials if t.state is TrialState.COMPLETE and t.objective is not None]
         return min(done, key=lambda t: (t.objective, t.rate), default=None)
@@ -233,14 +237,15 @@ class Horizon:
         if any(math.isfinite(o.value) for o in found):
             winner = self._winner(record, stage)
             if previous is None or self._clearly_better(stage, winner, previous):
-                return self._changed(record, stage, stop, winner.rate, winner, _why(stage, winner))
+                rate = winner.rate if self.adopt else self._optimum(record, stage)
+                return self._changed(record, stage, stop, rate, winner, _why(stage, winner, rate))
             reason = "nothing clearly better"
         else:
             reason = "no probe ended well" if stage.trials else "no probe fits the budget"
         if previous is None:
-            rate = record.settings.space.initial or record.own_rate
-            assert rate is not None
-            return self._changed(record, stage, stop, rate, None, f"kept {rate:.3g}: {reason}")
+            known = record.settings.space.initial or record.own_rate
+            assert known is not None
+            return self._changed(record, stage, stop, known, None, f"kept {known:.3g}: {reason}")
         # What was planned goes on to the float: a decay that has begun does not begin anew.
         pieces = cut(record.pieces, stage.start, record.settings.steps)
         return Decide(stage.index, previous, stop, pieces, reason=f"kept {previous:.3g}: {reason}")
@@ -290,11 +295,12 @@ def _until(curve: Curve, steps: float) -> Curve:
     return replace(curve, offsets=curve.offsets[:count], losses=curve.losses[:count], rates=curve.rates[:count])
 
 
-def _why(stage: Stage, winner: Trial) -> str:
+def _why(stage: Stage, winner: Trial, rate: float) -> str:
     """One line for people: the winner against its nearest rival."""
     assert winner.forecast is not None
+    text = f"{winner.rate:.3g} ended its miniature at {winner.forecast.mean:.4g}"
+    text = f"kept {rate:.3g}: {text}" if rate == winner.rate else f"kept {rate:.3g}, the model's best: {text}"
     others = [t for t in stage.trials if t.forecast is not None and t is not winner and t.state is TrialState.COMPLETE]
-    text = f"kept {winner.rate:.3g}: its miniature ended at {winner.forecast.mean:.4g}"
     if not others:
         return text
     rival = min(others, key=lambda t: t.forecast.mean if t.forecast else math.inf)
