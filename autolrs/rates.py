@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -118,8 +117,6 @@ class Rates:
         self._versions = [tensor._version if tensor is not None else 0 for tensor in self._tensors]
 
     def _check_tensors(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return  # a compiled step calls this while it is traced, where versions mean nothing
         ours = zip(optimizer.param_groups, self._applied, self._tensors, self._versions)  # noqa: B905
         for index, (group, value, tensor, version) in enumerate(ours):
             if value is None:
@@ -140,6 +137,6 @@ class Rates:
     def _check_count(self, count: int) -> None:
         if (now := len(self._optimizer.param_groups)) != count:
             raise SessionError(
-                f"the optimizer has {now} parameter groups, but it had {count} when it was tracked: add all of them before "
-                "`track` (with `requires_grad=False` for those to be frozen at first)."
+                f"the optimizer has {now} parameter groups, but it had {count} when it was tracked: add all of them "
+                "before `track` (with `requires_grad=False` for those to be frozen at first)."
             )

@@ -181,9 +181,9 @@ class Runner:
     def _advance(self) -> bool:
         while self._segment is None:
             match self._director.next():
+                case Open() | Probe() if self._stage is None and self.feed.over():
+                    raise PassEnded  # no item is left for a probe: the search begins with the next pass
                 case Open() as instruction:
-                    if self.feed.over():  # no item is left for a probe: the stage begins with the next pass
-                        raise PassEnded
                     self._open(instruction)
                 case Probe() as instruction:
                     self._probe(instruction)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
@@ -459,6 +460,8 @@ def environment() -> dict[str, Any]:
     return {
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        "botorch": version("botorch"),
+        "gpytorch": version("gpytorch"),
         "threads": torch.get_num_threads(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "deterministic": torch.are_deterministic_algorithms_enabled(),

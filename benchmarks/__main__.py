@@ -3,6 +3,9 @@
 python -m benchmarks baselines     fixed schedules on every task -> benchmarks/results/baselines.csv (continues)
 python -m benchmarks tuned         autolrs on every task         -> benchmarks/results/tuned.csv (continues)
 python -m benchmarks table         both                          -> docs/benchmarks.md
+python -m benchmarks choices       what the defaults beat        -> docs/choices.md (continues)
+python -m benchmarks performance   what a session costs          -> docs/performance.md
+python -m benchmarks.proposals     what a proposal costs
 """
 
 from __future__ import annotations
@@ -27,12 +30,24 @@ def main() -> None:
     commands.choices["baselines"].add_argument("--budget-minutes", type=float, default=60)
     commands.choices["tuned"].add_argument("--strategies", nargs="+", default=["horizon", "autolrs"])
     commands.add_parser("table")
+    commands.add_parser("choices")
+    commands.add_parser("performance")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.command == "table":
         from benchmarks.table import write
 
         write()
+        return
+    if given.command == "choices":
+        from benchmarks import choices
+
+        choices.run_all()
+        return
+    if given.command == "performance":
+        from benchmarks import performance
+
+        performance.write()
         return
     tasks = [TASKS[name] for name in given.tasks]
     if given.command == "baselines":

@@ -8,17 +8,32 @@ from itertools import product
 from tempfile import TemporaryDirectory
 
 import autolrs
+from autolrs.space import SearchSpace
 from benchmarks.rows import TUNED, Row, append, read
 from benchmarks.tasks import Task
 
 
-def run(task: Task, strategy: str, seed: int) -> Row:
-    """Tune the task once; `autolrs.tune` seeds as `seed_all` does."""
+def run(
+    task: Task, strategy: str, seed: int, *, label: str = "", space: str | SearchSpace = "", **options: object
+) -> Row:
+    """Tune the task once; `autolrs.tune` seeds as `seed_all` does.
+
+    Args:
+        label: the row's method; "": the strategy's name.
+        space: instead of the task's own.
+        options: of the strategy.
+    """
     task.load()
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         study = autolrs.tune(
-            task.train, steps=task.steps, space=task.space, strategy=strategy, seed=seed, storage=folder
+            task.train,
+            steps=task.steps,
+            space=space or task.space,
+            strategy=strategy,
+            options=options,
+            seed=seed,
+            storage=folder,
         )
         wall = time.perf_counter() - start
     rate = max(study.schedule(step) for step in range(study.steps))
@@ -28,7 +43,7 @@ def run(task: Task, strategy: str, seed: int) -> Row:
     assert study.final_loss is not None  # each task validates
     assert isinstance(study.result, dict)
     return Row(
-        task.name, strategy, rate, seed, study.final_loss, study.result["test_loss"], cost.kept_steps, probes,
+        task.name, label or strategy, rate, seed, study.final_loss, study.result["test_loss"], cost.kept_steps, probes,
         round(wall, 2),
     )  # fmt: skip
 

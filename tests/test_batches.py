@@ -389,6 +389,21 @@ def test_a_one_shot_loader_is_fine_within_the_memory() -> None:
         feed.draw()
 
 
+def test_what_was_recorded_before_counts_when_recording_begins_anew() -> None:
+    feed = Feed(iter(range(20)), memory=5 * 64)
+    feed.mark()
+    start = feed.place()
+    for _ in range(5):
+        feed.draw()
+    feed.go(start)
+    feed.release()
+    feed.draw()
+    feed.mark()
+    assert [feed.draw() for _ in range(5)] == [1, 2, 3, 4, 5]
+    with pytest.raises(LoaderError, match="6 batches"):
+        feed.draw()
+
+
 @pytest.mark.parametrize("empty", [[], iter([]), DataLoader(TensorDataset(torch.ones(0, 2)))])
 def test_a_loader_that_yields_nothing_is_an_error_not_a_hang(empty: Iterable[Any]) -> None:
     with pytest.raises(LoaderError, match="yields nothing in epoch 0"):

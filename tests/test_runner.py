@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -566,7 +567,7 @@ def test_a_one_shot_loader_that_outgrows_the_memory_is_refused_with_the_remedy()
 
 
 def test_a_one_shot_loader_that_fits_is_searched() -> None:
-    session = session_of(40, Scripted(length=20))
+    session = session_of(40, Scripted(length=20), replay_memory=20 * 3 * 6 * 4)
     simple(session)
     seen = [(session.is_probe, float(item[0, 0])) for item in steps_of(session, iter(ones(40)))]
     values = [float(value) for value in range(1, 41)]
@@ -585,29 +586,38 @@ def test_a_loop_that_writes_into_its_batches_spoils_no_probe(memory: int) -> Non
     assert seen == [float(value) for value in range(1, 11)] * 3
 
 
-def test_tracked_generators_are_where_they_were_after_the_loader_was_iterated_again() -> None:
-    """Iterating again moves the generator that the data is augmented from: the rewind comes after it."""
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "torch": (lambda: torch.Generator().manual_seed(3), lambda g: torch.rand((), generator=g).item()),
+    "numpy": (lambda: np.random.default_rng(3), lambda g: float(g.random())),
+    "random-state": (lambda: np.random.RandomState(3), lambda g: float(g.random_sample())),
+    "python": (lambda: random.Random(3), lambda g: float(g.random())),
+}
 
-    def run(strategy: Any, memory: int) -> list[tuple[int, float]]:
-        generator = torch.Generator().manual_seed(3)
+
+@pytest.mark.parametrize("memory", [1 << 30, 20])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_tracked_generator_gives_data_and_loop_what_a_plain_run_would(kind: str, memory: int) -> None:
+    make, number = GENERATORS[kind]
+
+    def run(strategy: Any) -> list[tuple[int, float, float]]:
+        generator = make()
 
         class Noisy(Augmented):
             def __getitem__(self, index: int) -> Any:
-                return torch.rand((), generator=generator)
+                return index + number(generator)
 
         seed_all()
         session = session_of(20, strategy, replay_memory=memory)
         simple(session, generator=generator)
         seen = []
         for item in session.batches(DataLoader(Noisy(8), 2, shuffle=True)):
+            found = session.step, item.sum().item(), number(generator)
             if not session.is_probe:
-                seen.append((session.step, item.sum().item()))
+                seen.append(found)
             session.report(1.0)
         return seen
 
-    plain = run(None, 0)
-    assert run(Scripted(length=7), 1 << 30) == plain
-    assert run(Scripted(length=7), 20) == plain
+    assert run(Scripted(length=7, stages=2)) == run(None)
 
 
 def test_gradients_are_gone_after_a_rewind() -> None:

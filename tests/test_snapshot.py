@@ -109,17 +109,20 @@ def test_state_born_since_the_snapshot_is_deleted() -> None:
     optimizer.state["shared"] = {"count": torch.ones(())}  # some optimizers keep a state that is no parameter's
     tracked = track("optimizer", optimizer)
     tree = tracked.capture()
-    frozen.grad = torch.ones(1, 6)
-    optimizer.step()
-    optimizer.state[trained]["extra"] = 1
-    optimizer.state["shared"]["count"] += 1
-    optimizer.state["late"] = 3
-    tracked.restore(tree)
-    assert set(optimizer.state) == {trained, "shared"}
-    assert set(optimizer.state[trained]) == {"momentum_buffer"}
-    assert optimizer.state["shared"] == {"count": torch.ones(())}
-    assert frozen.grad is None
-    assert trained.grad is None
+    for _ in range(2):
+        frozen.grad = torch.ones(1, 6)
+        trained.grad = torch.ones(1)
+        optimizer.step()
+        optimizer.state[trained]["extra"] = 1
+        optimizer.state[trained]["momentum_buffer"] = optimizer.state[trained]["momentum_buffer"].double() / 3
+        optimizer.state["shared"]["count"] += 1
+        optimizer.state["late"] = 3
+        tracked.restore(tree)
+        assert set(optimizer.state) == {trained, "shared"}
+        assert equal(dict(optimizer.state[trained]), {"momentum_buffer": torch.ones(1)})
+        assert optimizer.state["shared"] == {"count": torch.ones(())}
+        assert frozen.grad is None
+        assert trained.grad is None
 
 
 def test_the_options_of_the_groups_come_back_and_the_groups_stay_the_same_objects() -> None:
@@ -199,9 +202,10 @@ def test_caches_that_grow_appear_or_go_are_put_back() -> None:
     assert model.cache.tolist() == [1, 1, 1]
     assert model.cache.dtype is torch.float32
     assert model.late.tolist() == [1]
-    model.cache += 1
-    tracked.restore(small)
-    assert model.cache.tolist() == [1, 1, 1]
+    for other in (model.cache + 1, torch.ones(3, dtype=torch.float64) / 3):
+        model.cache = other
+        tracked.restore(small)
+        assert equal(model.cache, torch.ones(3))
     tracked.restore(empty)
     assert model.cache is None
     assert not hasattr(model, "late")
@@ -405,6 +409,8 @@ DRAWS: list[Callable[[], object]] = [
 @pytest.mark.parametrize("draw", range(len(DRAWS)))
 def test_one_draw_from_one_global_generator_is_noticed(draw: int) -> None:
     seed_all()
+    for warm in DRAWS:  # the first draws after seeding change more than later ones
+        warm()
     before = capture_rng()
     assert same_rng(before, capture_rng())
     DRAWS[draw]()
