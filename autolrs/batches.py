@@ -248,6 +248,11 @@ class Feed:
                 f"the loader ended after {position.index - skip + done} items, but the run is at item {position.index} "
                 f"of epoch {position.epoch}: the data is not what it was, or cannot be iterated twice."
             )
+        if getattr(self.loader, "persistent_workers", False):
+            log.warning(
+                "the loader keeps its workers from pass to pass (persistent_workers=True), so the random numbers that "
+                "they draw cannot be drawn again: if they augment the data, raise replay_memory or let the workers go."
+            )
         self._index = position.index
         return how
 

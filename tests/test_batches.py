@@ -231,6 +231,26 @@ def test_workers_are_replayed_too(memory: int) -> None:
     assert seen(again, 4) == expected[5:]
 
 
+def test_workers_that_stay_are_replayed_from_memory_and_warned_of_past_it(caplog: pytest.LogCaptureFixture) -> None:
+    def make() -> DataLoader[Any]:
+        return DataLoader(WorkerNoise(), 4, shuffle=True, num_workers=1, persistent_workers=True)
+
+    expected = plain(make, 5)
+    seed_all()
+    feed = Feed(make())
+    feed.mark()
+    start, rng = feed.place(), capture_rng()
+    for _ in range(2):
+        assert seen(feed, 4) == expected[:4]
+        feed.go(start)
+        restore_rng(rng)
+    feed.release()
+    assert seen(feed, 5) == expected
+    assert not caplog.records
+    Feed(make()).seek(feed.position)
+    assert "persistent_workers=True" in caplog.text
+
+
 @pytest.mark.parametrize("memory", [HUGE, TINY])
 @pytest.mark.parametrize("kind", ["torch", "numpy", "random-state", "python"])
 def test_tracked_generators_that_the_data_draws_from_are_replayed(kind: str, memory: int) -> None:

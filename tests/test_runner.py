@@ -508,6 +508,15 @@ def test_a_kept_run_that_diverges_goes_back_with_half_the_rate_and_on_with_the_d
     assert record.finished
 
 
+def test_the_losses_that_were_rolled_back_do_not_count() -> None:
+    session = session_of(14, every=10)
+    simple(session)
+    for number, _ in enumerate(session.batches(ones())):
+        session.report(math.nan if number == 12 else float(session.step))
+    assert len(record_of(session).roll_backs) == 1
+    assert record_of(session).final_loss == sum(range(14)) / 14
+
+
 def test_after_three_roll_backs_it_is_an_error_that_keeps_everything() -> None:
     store = MemoryStore()
     session = session_of(40, store=store, every=10)

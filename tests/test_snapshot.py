@@ -276,6 +276,21 @@ def test_a_fresh_process_goes_on_from_a_file(tmp_path: Path) -> None:
     assert equal([t.capture() for t in tracked_2], [t.capture() for t in tracked])
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_state_from_a_file_goes_where_its_parameter_is(fused: bool) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = torch.optim.Adam([parameter], fused=fused)
+    optimizer.step()
+    elsewhere = nn.Parameter(torch.ones(2, device="meta"))
+    other = torch.optim.Adam([elsewhere])
+    other.param_groups[0]["fused"] = fused
+    track("optimizer", other).restore(track("optimizer", optimizer).capture())
+    state = other.state[elsewhere]
+    assert (state["exp_avg"].device.type, state["exp_avg_sq"].device.type) == ("meta", "meta")
+    assert state["step"].device.type == ("meta" if fused else "cpu")
+
+
 def test_what_belongs_to_another_model_is_refused() -> None:
     tree = track("model", nn.Linear(2, 3)).capture()
     with pytest.raises(CheckpointError, match=r"shape \(2, 2\).*holds \(3, 2\)"):
