@@ -17,7 +17,7 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -154,9 +154,9 @@ class _Encoder:
         if kind is float:
             return value if math.isfinite(value) else {"float": repr(value)}
         if kind is list:
-            return [self.encode(item, f"{path}/{i}") for i, item in enumerate(value)]
+            return self._items(value, path)
         if kind is tuple:
-            return {"tuple": [self.encode(item, f"{path}/{i}") for i, item in enumerate(value)]}
+            return {"tuple": self._items(value, path)}
         if kind in (set, frozenset):
             items = [self.encode(item, f"{path}/{{}}") for item in value]
             return {kind.__name__: sorted(items, key=json.dumps)}
@@ -169,6 +169,12 @@ class _Encoder:
         if kind.__module__.partition(".")[0] == "numpy":
             return self._numpy(value, path)
         return self._other(value, path)
+
+    def _items(self, values: Sequence[Any], path: str) -> list[Any]:
+        # Python's generator is 625 integers, twice in each checkpoint: they go as they are.
+        if {*map(type, values)} == {int} and max(map(int.bit_length, values)) <= 1024:
+            return list(values)
+        return [self.encode(item, f"{path}/{i}") for i, item in enumerate(values)]
 
     def _key(self, key: Any, path: str) -> Any:
         node = self.encode(key, f"{path}/(key)")
