@@ -171,7 +171,7 @@ def plot(
         from autolrs.plots import save
         from autolrs.study import load_study
 
-        path = output or Path(f"{name}.png")
+        path = _in_a_folder(output or Path(f"{name}.png"))
         save(load_study(name, storage), path)
         typer.echo(path)
 
@@ -192,7 +192,7 @@ def export(
         if output is None:
             typer.echo(text, nl=False)
         else:
-            output.write_text(text, encoding="utf-8")
+            _in_a_folder(output).write_text(text, encoding="utf-8")
 
 
 @app.command()
@@ -277,6 +277,12 @@ def _errors() -> Iterator[None]:
         for note in notes:
             typer.echo(note, err=True)
         raise typer.Exit(USER_ERROR) from None
+
+
+def _in_a_folder(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise SettingError(f"cannot write {path}: there is no folder {path.parent}.")
+    return path
 
 
 def _complain(kind: str, error: BaseException) -> None:

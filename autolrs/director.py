@@ -99,9 +99,9 @@ class Director:
         with rng_preserved():
             return self._strategy.prune(self.record, probe, curve)
 
-    def diverged(self, at: int, loss: float) -> RolledBack:
-        """What to do about a kept run whose loss is not finite at step `at`."""
-        return roll_back(self.record, at, loss)
+    def diverged(self, at: int, loss: float, bad: int | None = None) -> RolledBack:
+        """What to do about a kept run, come to step `at`, whose loss of step `bad` is not finite."""
+        return roll_back(self.record, at, loss, bad)
 
     def progress(self, instruction: Instruction, done: int, loss: float) -> str:
         """Tell the callbacks how far the instruction is; return why to stop, or ""."""

@@ -28,6 +28,7 @@ from autolrs.records import (
     Issued,
     Kept,
     Lost,
+    Moved,
     Open,
     Opened,
     Probe,
@@ -101,13 +102,13 @@ def remaining(record: Record) -> int:
     return record.settings.budget - record.probe_steps - running
 
 
-def roll_back(record: Record, at: int, loss: float) -> RolledBack:
-    """What to do when the kept run's loss is not finite at step `at`.
+def roll_back(record: Record, at: int, loss: float, bad: int | None = None) -> RolledBack:
+    """What to do when a loss of the kept run, that of step `bad`, is not finite; training has come to step `at`.
 
     Raises:
         DivergedError: it was rolled back `ROLL_BACKS` times already.
     """
-    reason = f"loss {loss} at step {at}"
+    reason = f"loss {loss} at step {at if bad is None else bad}"
     if len(record.roll_backs) >= ROLL_BACKS:
         raise DivergedError(
             f"the kept run diverged again ({reason}) after {ROLL_BACKS} roll-backs ({'; '.join(record.roll_backs)}). "
@@ -237,6 +238,10 @@ def _reverted(record: Record, event: Reverted) -> Record:
     return replace(record, kept=kept, kept_steps=event.to, lost_steps=lost, finished=False, final_loss=None)
 
 
+def _moved(record: Record, event: Moved) -> Record:
+    return replace(record, moved=(*record.moved, event.changes))
+
+
 def _lost(record: Record, event: Lost) -> Record:
     return replace(record, lost_steps=record.lost_steps + event.steps)
 
@@ -260,6 +265,7 @@ _APPLY: Final[dict[type, Callable[[Record, Any], Record]]] = {
     Trained: _trained,
     RolledBack: _rolled_back,
     Reverted: _reverted,
+    Moved: _moved,
     Lost: _lost,
     Elapsed: _elapsed,
     Finished: _finished,

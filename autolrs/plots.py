@@ -369,9 +369,9 @@ def _curve_limits(curves: Sequence[Curve], otherwise: tuple[float, float]) -> tu
     finite = [losses for losses in finite if losses]
     if not finite:
         return otherwise
-    low, high = min(map(min, finite)), max(losses[0] for losses in finite)
-    high = max(high, float(np.quantile(np.concatenate(finite), 0.95)))
-    return _limits([low, high])
+    low, start = min(map(min, finite)), max(losses[0] for losses in finite)
+    most = float(np.quantile(np.concatenate(finite), 0.95))
+    return _limits([low, max(start, min(most, start + 0.3 * (start - low)))])
 
 
 def _limits(values: Sequence[float], margin: float = 0.08) -> tuple[float, float]:

@@ -217,6 +217,7 @@ class Record:
     lost_steps: int = 0
     validation_calls: int = 0
     roll_backs: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()  # other conditions that the run was resumed under
     wall_seconds: float = 0.0
     finished: bool = False
     final_loss: float | None = None
@@ -387,6 +388,13 @@ class Reverted:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The run goes on under other conditions (thread count, versions, device): no longer bit for bit the same."""
+
+    changes: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """Updates that a crash threw away."""
 
@@ -406,13 +414,15 @@ class Finished:
     validations: int = 0
 
 
-Event = Started | Opened | Issued | Probed | Decided | Trained | RolledBack | Reverted | Lost | Elapsed | Finished
+Event = (
+    Started | Opened | Issued | Probed | Decided | Trained | RolledBack | Reverted | Moved | Lost | Elapsed | Finished
+)
 
 _TYPES: Final[dict[str, type]] = {
     cls.__name__: cls
     for cls in (
         *(Piece, Curve, Forecast, Trial, Stage, SearchSpace, Settings, Decide),
-        *(Started, Opened, Issued, Probed, Decided, Trained, RolledBack, Reverted, Lost, Elapsed, Finished),
+        *(Started, Opened, Issued, Probed, Decided, Trained, RolledBack, Reverted, Moved, Lost, Elapsed, Finished),
     )
 }
 

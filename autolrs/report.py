@@ -190,10 +190,21 @@ def _stages(record: Record) -> Table:
 
 
 def _probes(record: Record, wide: bool) -> Table:
-    names = ["stage >", "probe >", "rate >", "steps >", "state", "loss >", "forecast >", "came true >", ""]
+    rows = probe_rows(record)
+    # A complete miniature's forecast is what it measured: no news.
+    forecasts = any(row["forecast_mean"] not in (row["objective"], None) for row in rows)
+    names = [
+        "probe >",
+        "rate >",
+        "steps >",
+        "state",
+        "loss >",
+        *(["forecast >", "came true >"] if forecasts else []),
+        "",
+    ]
     table = _table(*names, *(["why"] if wide else []))
     stage = None
-    for row in probe_rows(record):
+    for row in rows:
         if stage not in (None, row["stage"]):
             table.add_section()
         stage = row["stage"]
@@ -201,10 +212,11 @@ def _probes(record: Record, wide: bool) -> Table:
         if forecast != "–":
             forecast += f" ± {number(row['forecast_std'], 2)}"
         cells = [
-            *(str(row["stage"]), str(row["number"]), number(row["rate"])),
+            *(f"{row['stage']}.{row['number']}", number(row["rate"])),
             f"{row['steps']:,}/{row['length']:,}",
             Text(state.value, _STYLES[state]),
-            *(number(row["objective"]), forecast, number(row["truth"])),
+            number(row["objective"]),
+            *((forecast, number(row["truth"])) if forecasts else ()),
             "won" if row["won"] else "",
         ]
         table.add_row(*cells, *([Text(row["reason"], "dim")] if wide else []), style="bold" if row["won"] else "")

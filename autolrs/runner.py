@@ -338,7 +338,8 @@ class Runner:
     def _roll_back(self, segment: _Segment, loss: float) -> None:
         """Back to the last checkpoint with a lower rate, but on with the data: the same batches might do it again."""
         tree = self._director.load()
-        event = self._director.diverged(segment.now, loss)
+        bad = segment.start + next(i for i, each in enumerate(segment.losses) if not math.isfinite(each))
+        event = self._director.diverged(segment.now, loss, bad)
         self._tail.clear()
         self.resume(tree)
         self._segment = None

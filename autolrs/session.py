@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from autolrs.study import Study
 
 Item = TypeVar("Item")
+
+
+SILENCE: Final = 1000
+"""Items without a report that no gradient accumulation explains."""
 
 
 class Session:
@@ -151,10 +155,10 @@ class Session:
     def _window(self, runner: Runner) -> Iterator[Any]:
         """Items until the losses are read next. The inner loop is all that most steps cost."""
         feed, pending, window, apply = runner.feed, self._pending, runner.window, runner.rates.apply
-        done, size, exhausted = len(pending), len(window), False
+        done, size, exhausted, silent = len(pending), len(window), False, 0
         apply(window[done])
         while done < size:
-            if self._halt:
+            if self._halt and not silent:  # never between the micro-batches of one step
                 runner.stop(self._halt)
             live = None if exhausted else feed.live()
             items, taken = (feed.draw(),) if live is None else live, 0
@@ -162,9 +166,14 @@ class Session:
             for item in items:
                 taken += 1
                 yield item
-                if len(pending) == done:
-                    continue  # a micro-batch
-                done += 1
+                if len(pending) == done:  # a micro-batch
+                    silent += 1
+                    if silent == SILENCE:
+                        raise SessionError(
+                            f"no `report` in {SILENCE} items: call `session.report(loss)` once per optimizer step."
+                        )
+                    continue
+                done, silent = done + 1, 0
                 if len(pending) != done:
                     raise SessionError(
                         "`report` was called twice for one item: call it once per optimizer step, at its end."

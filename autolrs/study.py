@@ -137,6 +137,8 @@ class Study:
             return "the run is not finished"
         if self.record.roll_backs:
             return f"the kept run was rolled back: {'; '.join(self.record.roll_backs)}"
+        if self.record.moved:
+            return f"it was resumed under other conditions: {'; '.join(self.record.moved)}"
         if self.environment.get("device") == "cuda" and not self.environment.get("deterministic"):
             return "CUDA without torch.use_deterministic_algorithms(True)"
         return ""
@@ -226,8 +228,8 @@ def came_true(record: Record, trial: Trial) -> float | None:
     training loss, if there is no validation.
     """
     stage = record.stages[trial.stage]
-    if stage.winner != trial.number or trial.forecast is None:
-        return None
+    if stage.winner != trial.number or trial.forecast is None or trial.forecast.mean == trial.objective:
+        return None  # a complete miniature is measured, not forecast: nothing in the run is like it
     step = stage.start + trial.forecast.at
     if step >= record.settings.steps - 1:
         return record.final_loss

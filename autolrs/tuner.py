@@ -12,9 +12,10 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -27,16 +28,19 @@ from autolrs import engine
 from autolrs.curves import curve_model as curve_model_of
 from autolrs.director import Director
 from autolrs.errors import (
+    DivergedError,
     IdentityError,
     SettingError,
     StudyLockedError,
     UnfinishedError,
     UnknownNameError,
     UnsupportedError,
+    UntrackableError,
 )
 from autolrs.protocols import Callback, CurveModel, Strategy
-from autolrs.records import Elapsed, Lost, Record, Settings, to_json
+from autolrs.records import Elapsed, Lost, Moved, Record, Settings, to_json
 from autolrs.session import Session
+from autolrs.snapshot import track
 from autolrs.space import SearchSpace
 from autolrs.storage import StudyStore
 from autolrs.strategies import strategy as strategy_of
@@ -81,7 +85,8 @@ def tune(
         strategy: "horizon", "autolrs", or a `protocols.Strategy`.
         search_budget: probe steps at most, as a share of `steps`; None: the strategy's own (horizon 0.3,
             autolrs 1.0); 0: plain training on the base schedule at the optimizer's own rate.
-        curve_model: "auto", "exponential", or a `protocols.CurveModel`.
+        curve_model: "auto", "exponential", or a `protocols.CurveModel`; forecasts the probes of "autolrs" (those of
+            "horizon" are complete in themselves).
         executor: "serial".
         storage: None: a journal file in ./autolrs-runs/NAME; a folder; or any Optuna storage URL.
         name: of the study; None: the function's name and 8 hex digits of the settings that identify it.
@@ -157,8 +162,8 @@ class attach:
 
     def __init__(self, *, steps: int, name: str | None = None, **settings: Any) -> None:
         known = inspect.signature(tune).parameters.keys() - {"train", "executor", "workers", "steps", "name"}
-        tracked = {key: settings.pop(key) for key in list(settings) if key not in known}
-        self._tracked = tracked
+        self._tracked = {key: settings.pop(key) for key in list(settings) if key not in known}
+        _check_trackable(self._tracked, known)
         defaults = {key: inspect.signature(tune).parameters[key].default for key in known}
         self._run = _Run.open(base_name="attach", steps=steps, name=name, **(defaults | settings))
         self.session = self._run.session
@@ -182,6 +187,17 @@ class attach:
         self._run.__exit__(kind, error, trace)
         if kind is None:
             self.session.study = self._run.study
+
+
+def _check_trackable(objects: Mapping[str, Any], settings: Collection[str]) -> None:
+    """A misspelt setting is more likely than an object of that name: say so before a study is made."""
+    for name, value in objects.items():
+        try:
+            track(name, value)
+        except UntrackableError as error:
+            near = get_close_matches(name, settings, n=1)
+            hint = f"did you mean the setting {near[0]!r}? " if near else ""
+            raise UntrackableError(f"`attach` has no setting {name!r}: {hint}As an object to track: {error}") from error
 
 
 @dataclass
@@ -248,6 +264,7 @@ class _Run:
                 record, strategy, store, callbacks=callbacks, deadline=deadline, events=len(store.events())
             )
             _account_for_crash(store, director)
+            _check_environment(store.extra, director)
             session = Session(director, args=args, tuned=tuned, replay_memory=memory)
         except BaseException:
             store.close()
@@ -265,9 +282,10 @@ class _Run:
         if error is not None:
             record = self.director.record
             self.director.mute()  # whose error may it be? One is enough
+            hopeless = isinstance(error, DivergedError | SettingError | UntrackableError)
             error.add_note(
                 f"study {self.store.name!r} in {self.store.location} has {record.kept_steps} of "
-                f"{record.settings.steps} steps saved: run the same again to go on."
+                f"{record.settings.steps} steps saved{'.' if hopeless else ': run the same again to go on.'}"
             )
         try:
             if kind is not None and (lost := self.session.unsaved_steps()):
@@ -289,7 +307,7 @@ class _Run:
             raise UnfinishedError(
                 f"the loop ended after {record.kept_steps} of {record.settings.steps} steps: let "
                 "`session.batches` end by itself (no `break` or `return` inside), and in an epoch loop of your own "
-                "go on `while not session.done`. What is done is saved; run it again to go on."
+                "go on `while not session.done`. It is saved up to its last checkpoint; run it again to go on."
             )
         self.result = result
         self.store.save_result(result)
@@ -409,7 +427,6 @@ def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> 
                 raise _finished(name, old, settings)
             if not returned:
                 _check_identity(name, old, settings)
-                _check_environment(store.extra)
                 return store, record
         except BaseException:
             store.close()
@@ -468,11 +485,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _check_environment(old: Mapping[str, Any]) -> None:
+def _check_environment(old: Mapping[str, Any], director: Director) -> None:
+    """Say, and remember, that a run is not continued as it was begun."""
     now = environment()
-    changed = [f"{key} was {old[key]}, now {now[key]}" for key in now if key in old and old[key] != now[key]]
-    if changed:
-        log.warning("resuming under other conditions (%s): not bit for bit the same run", "; ".join(changed))
+    changes = "; ".join(f"{key} was {old[key]}, now {now[key]}" for key in now if key in old and old[key] != now[key])
+    if changes and director.record.own_rate is not None:
+        log.warning("resuming under other conditions (%s): not bit for bit the same run", changes)
+        director.tell(Moved(changes))
 
 
 def _function_name(train: Callable[..., Any]) -> str:

@@ -25,6 +25,7 @@ from autolrs.records import (
     Issued,
     Kept,
     Lost,
+    Moved,
     Opened,
     Probed,
     Record,
@@ -84,6 +85,7 @@ EVENTS = {
     RolledBack: st.builds(RolledBack, COUNT, COUNT, FLOAT, TEXT),
     Reverted: st.builds(Reverted, COUNT, TEXT),
     Lost: st.builds(Lost, COUNT),
+    Moved: st.builds(Moved, st.text()),
     Elapsed: st.builds(Elapsed, FLOAT),
     Finished: st.builds(Finished, OPTIONAL, COUNT),
 }

@@ -51,8 +51,8 @@ def row(text, *cells):
 
 def test_rows_hold_the_records_numbers():
     text = text_of(study())
-    assert row(text, "0", "3", "0.0025", "80/80", "complete", "1.722", "1.426", "±", "0.05", "1.406", "won")
-    assert row(text, "0", "4", "0.09", "24/80", "diverged", "–", "–", "–")
+    assert row(text, "0.3", "0.0025", "80/80", "complete", "1.722", "1.426", "±", "0.05", "1.406", "won")
+    assert row(text, "0.4", "0.09", "24/80", "diverged", "–", "–", "–")
     assert row(text, "1,800", "–", "2,000", "linear", "0.0025", "0")
     assert row(text, "1", "1,000", "–", "2,000", "0.0025", "3", "–", "rate", "0.0025")
     assert row(text, "probe", "steps", "512", "64", "of")

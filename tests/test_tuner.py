@@ -9,7 +9,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ import autolrs
 from autolrs import Session, attach, load_study, tune
 from autolrs.curves.exponential import Exponential
 from autolrs.engine import replay
-from autolrs.errors import DivergedError, IdentityError, StoppedError, UnfinishedError, UntrackableError
+from autolrs.errors import DivergedError, IdentityError, SessionError, StoppedError, UnfinishedError, UntrackableError
 from autolrs.protocols import Forecasts
 from autolrs.records import Curve, Decided, Elapsed, Finished, Issued, Opened, Probe, Probed, Started, Trained
 from autolrs.schedules import Schedule
@@ -828,8 +828,56 @@ def test_other_conditions_are_warned_of(
         run(tmp_path, loop(each=crash(25)), search_budget=0)
     assert not caplog.records
     monkeypatch.setattr("autolrs.tuner.environment", lambda: environment() | {"torch": "9.9", "threads": 64})
-    run(tmp_path, search_budget=0)
+    study = run(tmp_path, search_budget=0)
+    assert not study.exact
+    assert "resumed under other conditions: torch was" in load_study("run", str(tmp_path)).exact_reason
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert f"torch was {torch.__version__}, now 9.9" in warning.getMessage()
     assert "now 64" in warning.getMessage()
     assert "not bit for bit" in warning.getMessage()
+
+
+@pytest.mark.parametrize("at", [6, 8, 21, 33])
+def test_a_signal_amid_gradient_accumulation_waits_for_the_end_of_the_step(at: int, tmp_path: Path) -> None:
+    """Half-accumulated gradients are in no checkpoint. Batches are replayed one by one just after a search."""
+
+    def accumulating(halt_at: int | None) -> Callable[[Session], dict[str, Any]]:
+        def train(session: Session) -> dict[str, Any]:
+            model, optimizer, loader = build()
+            session.track(model=model, optimizer=optimizer)
+            for number, (inputs, targets) in enumerate(session.batches(loader)):
+                loss = nn.functional.mse_loss(model(inputs), targets)
+                loss.backward()
+                if number % 2 == 0:
+                    if not session.is_probe and session.step == halt_at:
+                        session.halt("SIGTERM")
+                    continue
+                optimizer.step()
+                optimizer.zero_grad()
+                session.report(loss)
+            return {"weights": digest(model)}
+
+        return train
+
+    whole = run(tmp_path / "whole", accumulating(None))
+    with pytest.raises(StoppedError, match=f"stopped at step {at + 1} of 60"):
+        run(tmp_path, accumulating(at))
+    assert run(tmp_path, accumulating(None)).result == whole.result
+
+
+def test_a_loop_that_never_reports_is_told_so(tmp_path: Path) -> None:
+    def train(session: Session) -> None:
+        model, optimizer, loader = build()
+        session.track(model=model, optimizer=optimizer)
+        for batch in session.batches(loader):
+            update(model, optimizer, batch)
+
+    with pytest.raises(SessionError, match=r"no `report` in 1000 items: call `session\.report\(loss\)` once per"):
+        run(tmp_path, train)
+
+
+def test_a_misspelt_setting_of_attach_is_said_before_a_study_is_made(tmp_path: Path) -> None:
+    model, optimizer, _ = build()
+    with pytest.raises(UntrackableError, match="no setting 'search_buget': did you mean the setting 'search_budget'"):
+        autolrs.attach(model=model, optimizer=optimizer, steps=10, storage=str(tmp_path / "runs"), search_buget=0.1)
+    assert not (tmp_path / "runs").exists()

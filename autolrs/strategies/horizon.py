@@ -241,14 +241,22 @@ class Horizon:
                 return self._changed(record, stage, stop, rate, winner, _why(stage, winner, rate))
             reason = "nothing clearly better"
         else:
-            reason = "no probe ended well" if stage.trials else "no probe fits the budget"
+            reason = "no probe ended well" if stage.trials else self._why_none(record, stage)
         if previous is None:
             known = record.settings.space.initial or record.own_rate
             assert known is not None
-            return self._changed(record, stage, stop, known, None, f"kept {known:.3g}: {reason}")
+            return self._changed(record, stage, stop, known, None, f"took {known:.3g} untried: {reason}")
         # What was planned goes on to the float: a decay that has begun does not begin anew.
         pieces = cut(record.pieces, stage.start, record.settings.steps)
         return Decide(stage.index, previous, stop, pieces, reason=f"kept {previous:.3g}: {reason}")
+
+    def _why_none(self, record: Record, stage: Stage) -> str:
+        length = self._length(record.settings, stage.start)
+        if stage.room is not None and stage.room < length:
+            return (
+                f"a probe has {length} steps, the loader's pass only {stage.room} left; let `batches` make the epochs"
+            )
+        return "no probe fits the budget"
 
     def _clearly_better(self, stage: Stage, winner: Trial, previous: float) -> bool:
         old = next((t for t in stage.trials if math.isclose(t.rate, previous, rel_tol=1e-6) and t.forecast), None)
