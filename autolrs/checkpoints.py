@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,6 +123,29 @@ class CheckpointStore:
                 + "Make room on the disk, then run the same command again."
             ) from error
         return path
+
+    def tag(self, step: int, tag: str) -> Path:
+        """Keep the checkpoint of kept step `step` under `tag` too, where pruning never removes it.
+
+        Raises:
+            CheckpointError: there is none, or the copy could not be written.
+        """
+        self._writing()
+        source, name = self.path(step), _file_name(tag)
+
+        def write(file: Writable) -> None:
+            file.write(source.read_bytes())
+
+        entries = self._entries()
+        try:
+            replace_file(self.directory / name, write)
+            self._write_manifest(entries | {name: replace(entries[source.name], tag=tag)})
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoint {self.directory / name}: {error.strerror or error}. That of step {step} is "
+                "still good. Make room on the disk, then run the same command again."
+            ) from error
+        return self.directory / name
 
     def load(self, key: int | str) -> Any:
         """The tree saved for a step or tag, after its size and checksum were compared with the manifest's.

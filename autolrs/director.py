@@ -35,7 +35,9 @@ BEAT_SECONDS: Final = 1.0
 class Checkpoints(Protocol):
     """The part of `checkpoints.CheckpointStore` that a run needs."""
 
-    def save(self, step: int, tree: Tree, *, tag: str = "") -> object: ...
+    def save(self, step: int, tree: Tree) -> object: ...
+
+    def tag(self, step: int, tag: str) -> object: ...
 
     def latest(self, at_most: int | None = None) -> tuple[int, Tree, list[str]]: ...
 
@@ -115,10 +117,14 @@ class Director:
                     callback.on_progress(self.record, instruction, done, loss)
         return "max_seconds is over" if self._deadline and now > self._deadline else ""
 
-    def save(self, step: int, tree: Tree, *, final: bool = False) -> None:
+    def save(self, step: int, tree: Tree) -> None:
         """Write the checkpoint of kept step `step`; the one before it stays, in case this one is damaged."""
-        self._store.checkpoints.save(step, tree, tag="final" if final else "")
+        self._store.checkpoints.save(step, tree)
         self._store.checkpoints.prune(keep=2)
+
+    def keep_final(self) -> None:
+        """Keep the checkpoint of the last step for good."""
+        self._store.checkpoints.tag(self.record.kept_steps, "final")
 
     def load(self) -> Tree:
         """The checkpoint of the record's kept step; if it is damaged, the one before, to which the record goes back."""

@@ -242,7 +242,7 @@ class Runner:
             loss = self._measure()
             if not math.isfinite(loss):
                 log.warning("the validation loss at the end is %s, though no training loss was.", loss)
-        self._save(self._director.record.kept_steps, final=True)
+        self._director.keep_final()
         self._director.tell(Finished(loss, int(self._validate is not None)))
 
     # Reads
@@ -401,7 +401,7 @@ class Runner:
         for name, tracked in self._tracked.items():
             tracked.restore(objects[name])
 
-    def _save(self, step: int, cause: RolledBack | None = None, *, final: bool = False) -> None:
+    def _save(self, step: int, cause: RolledBack | None = None) -> None:
         tree = {
             "cause": to_json(cause),  # not yet in the record, which has so many:
             "roll_backs": len(self._director.record.roll_backs),
@@ -410,7 +410,7 @@ class Runner:
             "feed": self.feed.state(),
             "tail": torch.tensor(list(self._tail), dtype=torch.float64),
         }
-        self._director.save(step, tree, final=final)
+        self._director.save(step, tree)
 
 
 def _validation_points(probe: Probe) -> list[int]:

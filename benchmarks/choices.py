@@ -70,8 +70,8 @@ def write(rows: list[Row], path: Path = DOCUMENT) -> None:
     lines += [
         "",
         "On the whole these differ by no more than noise; task by task they do not. WSD and gamma 0.32 stay for what",
-        "they gain where the noise is small (char_gpt); linear forgives a rate that is too high (mnist_cnn). Restarting",
-        "costs the plateau's 2.4 % of the steps, and spares the kept run a plateau at the miniature's higher rate.",
+        "they gain where the noise is small (char_gpt); linear forgives a rate that is too high (mnist_cnn).",
+        "Restarting costs the plateau's 2.4 % of the steps, and spares the run a plateau at the miniature's rate.",
     ]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))

@@ -248,11 +248,12 @@ class MemoryCheckpoints:
         self.trees: dict[int, Tree] = {}
         self.final: Tree | None = None
 
-    def save(self, step: int, tree: Tree, *, tag: str = "") -> None:
-        if tag:
-            self.final = clone(tree)
-        else:
-            self.trees[step] = clone(tree)
+    def save(self, step: int, tree: Tree) -> None:
+        self.trees[step] = clone(tree)
+
+    def tag(self, step: int, tag: str) -> None:
+        assert tag == "final"
+        self.final = self.trees[step]
 
     def latest(self, at_most: int | None = None) -> tuple[int, Tree, list[str]]:
         step = max(step for step in self.trees if at_most is None or step <= at_most)

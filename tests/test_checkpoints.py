@@ -83,6 +83,19 @@ def test_prune_keeps_the_last_two_the_protected_and_the_tagged(store: Checkpoint
         store.prune(keep=0)
 
 
+def test_a_tagged_checkpoint_is_the_same_and_stays(store: CheckpointStore) -> None:
+    store.save(100, {"a": torch.arange(5)})
+    path = store.tag(100, "final")
+    assert path == store.path("final")
+    for step in (200, 300, 400):
+        store.save(step, {"a": torch.zeros(5)})
+        store.prune()
+    assert store.steps == (300, 400)
+    assert torch.equal(store.load("final")["a"], torch.arange(5))
+    with pytest.raises(CheckpointError, match="no checkpoint step-00000100"):
+        store.tag(100, "final")
+
+
 def test_forget_after_a_roll_back(store: CheckpointStore) -> None:
     store.forget_after(200)
     assert store.steps == (100, 200)

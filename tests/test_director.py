@@ -61,9 +61,12 @@ class FakeStore:
     def heartbeat(self, payload):
         self.said.append(payload)
 
-    def save(self, step, tree, *, tag=""):
-        self.said.append(("save", step, tag))
+    def save(self, step, tree):
+        self.said.append(("save", step))
         self.saved[step] = tree
+
+    def tag(self, step, tag):
+        self.said.append(("tag", step, tag))
 
     def prune(self, keep=2):
         self.said.append(("prune", keep))
@@ -248,8 +251,8 @@ def test_the_deadline_stops_the_run(monkeypatch):
 def test_a_checkpoint_leaves_the_one_before_it():
     director, store = started()
     director.save(20, TREE)
-    director.save(40, TREE, final=True)
-    assert store.said == [("save", 20, ""), ("prune", 2), ("save", 40, "final"), ("prune", 2)]
+    director.keep_final()
+    assert store.said == [("save", 20), ("prune", 2), ("tag", 0, "final")]
 
 
 def _trained(director):

@@ -169,8 +169,13 @@ def die_at_update(number: int) -> None:
 
 
 def die_around_write(number: int, after: bool, kind: str) -> None:
-    """Kill this process before or after its event, or checkpoint, of that number is written."""
-    owner, name = {"event": (StudyStore, "append"), "checkpoint": (CheckpointStore, "save")}[kind]
+    """Kill this process before or after its event, checkpoint, or final checkpoint, of that number is written."""
+    writes = {
+        "event": (StudyStore, "append"),
+        "checkpoint": (CheckpointStore, "save"),
+        "final": (CheckpointStore, "tag"),
+    }
+    owner, name = writes[kind]
     write, count = getattr(owner, name), 0
 
     def deadly(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -226,7 +231,7 @@ def test_what_a_kill_of_the_kept_run_throws_away_is_counted(tmp_path: Path) -> N
 def moments(events: int, checkpoints: int) -> list[tuple[int, bool, str]]:
     return [
         (number, after, kind)
-        for kind, count in (("event", events), ("checkpoint", checkpoints))
+        for kind, count in (("event", events), ("checkpoint", checkpoints), ("final", 1))
         for number in range(1, count + 1)
         for after in (False, True)
     ]
@@ -247,7 +252,7 @@ def test_killed_between_a_checkpoint_and_its_record_and_at_other_writes(
     tmp_path: Path, whole: Callable[..., dict[str, Any]]
 ) -> None:
     expected = whole({})
-    named = [(2, True, "checkpoint"), (7, True, "checkpoint")]  # the adopted stretch's, the final one
+    named = [(2, True, "checkpoint"), (1, True, "final")]  # the adopted stretch's, the final one
     rng = random.SystemRandom()
     for index, moment in enumerate([*named, rng.choice(moments(14, 0))]):
         kill_around(tmp_path / str(index), moment, {}, expected)
@@ -259,7 +264,7 @@ def test_killed_around_every_single_write(tmp_path: Path, whole: Callable[..., d
     finish(tmp_path, {})
     with StudyStore.open("run", storage=tmp_path, readonly=True) as store:
         events = len(store.events())
-    for index, moment in enumerate(moments(events, 7)):
+    for index, moment in enumerate(moments(events, 6)):
         kill_around(tmp_path / str(index), moment, {}, expected)
 
 
