@@ -27,6 +27,10 @@ POINTS: Final = 50
 """A curve is reduced to at most this many points before it becomes part of an event."""
 
 
+READ: Final = 16
+"""Losses are read at every multiple of this many steps; an objective is the mean of the last max(READ, 10 %)."""
+
+
 class TrialState(StrEnum):
     """What became of a probe."""
 

@@ -23,6 +23,7 @@ from autolrs.director import Director
 from autolrs.errors import IdentityError, SessionError, StoppedError
 from autolrs.rates import Rates
 from autolrs.records import (
+    READ,
     Curve,
     Finish,
     Finished,
@@ -43,8 +44,6 @@ from autolrs.snapshot import Tracked, Tree, capture_rng, restore_rng, rng_preser
 
 log = logging.getLogger("autolrs")
 
-READ: Final = 16
-"""Losses are read at every multiple of this many steps."""
 TAIL: Final = 4096
 """Kept training losses remembered at most."""
 

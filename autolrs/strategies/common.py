@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from autolrs.errors import DivergedError
 from autolrs.protocols import Observation
-from autolrs.records import Curve, Probed, Record, Stage, TrialState
-
-READ = 16
-"""A training loss is judged on the mean of its last max(16, 10 %) values."""
+from autolrs.records import READ, Curve, Probed, Record, Stage, TrialState
 
 
 @dataclass(frozen=True, slots=True)
