@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from autolrs.forecasts import Forecasts
 from autolrs.records import Curve, Event, Forecast, Instruction, Probe, Probed, Record
 from autolrs.schedules import Schedule
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class Forecasts:
-    """Predictive distributions of n curves, Student-t with `df` degrees of freedom (inf: normal).
-
-    Attributes:
-        at: offsets forecast.   (n,) [step]
-        mean, std: location and standard deviation [loss].   (n,)
-    """
-
-    at: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.mean)
-
-    def __getitem__(self, index: int) -> Forecast:
-        return Forecast(float(self.at[index]), float(self.mean[index]), float(self.std[index]))
+__all__ = ["Callback", "CurveModel", "Forecasts", "Observation", "Sampler", "Strategy"]
 
 
 @runtime_checkable

@@ -1,0 +1,223 @@
+"""What a curve model answers: a distribution of the loss for each curve.
+
+Notation
+    n       curves
+    x       the coordinate in which a distribution is interpolated: log loss where `log` holds, else the loss
+    LEVELS  probabilities at which every distribution is tabulated                                    (K,)
+
+Each distribution is its quantiles at `LEVELS`: between them the density is constant in x, and beyond the outermost
+ones it falls exponentially from where it was. So parametric, binned and mixed forecasts are one kind of thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from autolrs.records import Forecast
+
+Array = NDArray[np.float64]
+
+LEVELS: Final[Array] = 1.0 / (1.0 + np.exp(-np.linspace(-9.2, 9.2, 129)))
+"""Evenly spaced in the logit from 1e-4 to 1 - 1e-4; the middle one is the median."""
+
+_ONE_STD: Final = (0.15865525393145707, 0.8413447460685429)  # levels of a normal at -1 and +1 deviation
+_NARROWEST: Final = 1e-12  # width of a bar over the coordinate's size: a certain forecast has a density all the same
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasts:
+    """Predictive distributions of n curves. `Forecasts(at, mean, std)` are normal; see the class methods for others.
+
+    A curve of which nothing is known has the mean NaN, an infinite deviation and the log density -inf.
+
+    Attributes:
+        at: offsets forecast.   (n,) [step]
+        mean: location [loss]: the mean, that of the log loss brought back where `log` holds.   (n,)
+        std: half the width of the central 68 % [loss]; a normal's standard deviation. (Second moments of heavy
+            tails in log loss are not finite.)   (n,)
+        table: quantiles at `LEVELS` in x; None: normal.   (n, K)
+        log: whether x is the log loss.   (n,)
+    """
+
+    at: Array
+    mean: Array
+    std: Array
+    table: Array | None = None
+    log: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, index: int) -> Forecast:
+        return Forecast(float(self.at[index]), float(self.mean[index]), float(self.std[index]))
+
+    @classmethod
+    def tabulated(cls, at: ArrayLike, table: Array, log: ArrayLike = False) -> Forecasts:
+        """From quantiles at `LEVELS`, in log loss where `log` holds, else in loss.   table: (n, K)"""
+        at = np.asarray(at, dtype=np.float64)
+        in_log = np.broadcast_to(np.asarray(log, dtype=bool), at.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            middle = 0.5 * (table[:, 1:] + table[:, :-1])
+            mean = middle @ np.diff(LEVELS) + LEVELS[0] * (table[:, 0] + table[:, -1])
+            low, high = (_interpolate(level, LEVELS, table) for level in _ONE_STD)
+            mean, low, high = (np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x) for x in (mean, low, high))
+            return cls(at, mean, 0.5 * (high - low), table, in_log)
+
+    @classmethod
+    def student_t(
+        cls, at: ArrayLike, location: ArrayLike, scale: ArrayLike, df: float, log: ArrayLike = False
+    ) -> Forecasts:
+        """Student-t with `df` degrees of freedom (inf: normal) in log loss where `log` holds, else in loss."""
+        at = np.asarray(at, dtype=np.float64)
+        location, scale = (np.broadcast_to(np.asarray(v, dtype=np.float64), at.shape) for v in (location, scale))
+        return cls.tabulated(at, location[:, None] + scale[:, None] * _student_quantiles(df), log)
+
+    @classmethod
+    def bars(cls, at: ArrayLike, edges: Array, probabilities: Array, log: ArrayLike = False) -> Forecasts:
+        """From a density that is constant on bars between `edges` (n, b + 1), with `probabilities` (n, b)."""
+        levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
+        levels /= levels[:, -1:]
+        table = np.array([np.interp(LEVELS, level, x) for level, x in zip(levels, edges, strict=True)])
+        return cls.tabulated(at, table.reshape(-1, len(LEVELS)), log)
+
+    @classmethod
+    def mixture(cls, parts: Sequence[Forecasts], weights: ArrayLike) -> Forecasts:
+        """Weighted mixture of forecasts of the same curves.   weights: (k,) or (k, n), of any positive sum.
+
+        In log loss where all parts are; a part without weight is left out.
+        """
+        w = np.broadcast_to(np.asarray(weights, dtype=np.float64).reshape(len(parts), -1), (len(parts), len(parts[0])))
+        w = w / w.sum(axis=0)
+        used = [(part, w[i]) for i, part in enumerate(parts) if w[i].any()]
+        if len(used) == 1:
+            return used[0][0]
+        log = np.all([part._in_log for part, _ in used], axis=0)
+        tables = np.stack([part._table_in(log) for part, _ in used])  # (k, n, K)
+        out = np.empty(tables.shape[1:])
+        for row in range(len(out)):
+            knots = np.unique(tables[:, row][[i for i, (_, v) in enumerate(used) if v[row] > 0]])
+            level = sum(v[row] * _cdf(knots, tables[i, row]) for i, (_, v) in enumerate(used) if v[row] > 0)
+            out[row] = np.interp(LEVELS, level, knots)
+        return cls.tabulated(parts[0].at, out, log)
+
+    def widened(self, factor: ArrayLike) -> Forecasts:
+        """The same medians, with all quantiles `factor` times as far away (in x).   factor: () or (n,)"""
+        table = self._table
+        middle = table[:, table.shape[1] // 2, None]
+        k = np.broadcast_to(np.asarray(factor, dtype=np.float64), (len(self),))[:, None]
+        return type(self).tabulated(self.at, middle + k * (table - middle), self._in_log)
+
+    def quantiles(self, levels: Sequence[float] | Array) -> Array:
+        """Quantiles [loss] at `levels` in (0, 1).   (n, len(levels))
+
+        Raises:
+            ValueError: a level is not in (0, 1).
+        """
+        asked = np.asarray(levels, dtype=np.float64)
+        if not ((asked > 0) & (asked < 1)).all():
+            raise ValueError(f"`0 < level < 1` must hold, but got (levels={asked.tolist()}).")
+        x = np.array([_quantile(asked, row) for row in self._table]).reshape(len(self), len(asked))
+        return self._loss(x)
+
+    @property
+    def median(self) -> Array:
+        """[loss]   (n,)"""
+        return self._loss(self._table[:, len(LEVELS) // 2, None])[:, 0]
+
+    def cdf(self, losses: ArrayLike) -> Array:
+        """Probability of each curve's loss lying below the given one.   (n,)"""
+        x = self._coordinate(losses)
+        return np.array([_cdf(x[i : i + 1], row)[0] for i, row in enumerate(self._table)])
+
+    def log_prob(self, losses: ArrayLike) -> Array:
+        """Log density of `losses` (n,), per unit of loss.   (n,)"""
+        x, table = self._coordinate(losses), self._table
+        density = np.array([_log_density(float(x[i]), row) for i, row in enumerate(table)])
+        with np.errstate(invalid="ignore"):
+            return np.where(self._in_log & np.isfinite(density), density - x, density)
+
+    def sample(self, size: int, rng: np.random.Generator) -> Array:
+        """Independent draws [loss].   (size, n)"""
+        levels = rng.uniform(np.finfo(np.float64).tiny, 1.0, (len(self), size))
+        return self._loss(np.array([_quantile(u, row) for u, row in zip(levels, self._table, strict=True)])).T
+
+    @property
+    def _in_log(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self), dtype=bool) if self.log is None else self.log
+
+    @property
+    def _table(self) -> Array:
+        if self.table is not None:
+            return self.table
+        with np.errstate(invalid="ignore"):
+            return self.mean[:, None] + self.std[:, None] * _student_quantiles(np.inf)
+
+    def _table_in(self, log: NDArray[np.bool_]) -> Array:
+        """The table in log loss where `log` holds (there it already is), else in loss."""
+        return np.where(log[:, None], self._table, self._loss(self._table))
+
+    def _loss(self, x: Array) -> Array:
+        """x (n, any) as losses."""
+        in_log = self._in_log[:, None]
+        with np.errstate(over="ignore"):
+            return np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x)
+
+    def _coordinate(self, losses: ArrayLike) -> Array:
+        y = np.broadcast_to(np.asarray(losses, dtype=np.float64), (len(self),))
+        with np.errstate(divide="ignore"):
+            return np.where(self._in_log, np.log(np.where(self._in_log, np.maximum(y, 0.0), 1.0)), y)
+
+
+@cache
+def _student_quantiles(df: float) -> Array:
+    from scipy.special import ndtri, stdtrit
+
+    return np.asarray(ndtri(LEVELS) if np.isinf(df) else stdtrit(df, LEVELS), dtype=np.float64)
+
+
+def _interpolate(level: float, levels: Array, table: Array) -> Array:
+    """Each row's value at one level; the levels are common to all rows."""
+    right = int(np.searchsorted(levels, level))
+    share = (level - levels[right - 1]) / (levels[right] - levels[right - 1])
+    return np.asarray((1 - share) * table[:, right - 1] + share * table[:, right])
+
+
+def _tails(row: Array) -> tuple[float, float]:
+    """Scales of the exponential tails of one table: the density goes on from the outermost bars."""
+    p, least = LEVELS[0] / (LEVELS[1] - LEVELS[0]), _NARROWEST * max(1.0, float(np.abs(row).max()))
+    return max(p * float(row[1] - row[0]), least), max(p * float(row[-1] - row[-2]), least)
+
+
+def _cdf(x: Array, row: Array) -> Array:
+    low, high = _tails(row)
+    level = np.interp(x, row, LEVELS)
+    with np.errstate(invalid="ignore"):
+        level = np.where(x < row[0], LEVELS[0] * np.exp(np.minimum(x - row[0], 0.0) / low), level)
+        return np.where(x > row[-1], 1.0 - LEVELS[0] * np.exp(np.minimum(row[-1] - x, 0.0) / high), level)
+
+
+def _quantile(levels: Array, row: Array) -> Array:
+    low, high = _tails(row)
+    x = np.interp(levels, LEVELS, row)
+    x = np.where(levels < LEVELS[0], row[0] + low * np.log(np.minimum(levels / LEVELS[0], 1.0)), x)
+    return np.where(levels > LEVELS[-1], row[-1] - high * np.log(np.minimum((1.0 - levels) / LEVELS[0], 1.0)), x)
+
+
+def _log_density(x: float, row: Array) -> float:
+    """Log density in x."""
+    if not np.isfinite(row).all() or np.isnan(x) or np.isinf(x):
+        return -np.inf
+    low, high = _tails(row)
+    if x < row[0]:
+        return float(np.log(LEVELS[0] / low) + (x - row[0]) / low)
+    if x > row[-1]:
+        return float(np.log(LEVELS[0] / high) + (row[-1] - x) / high)
+    bar = min(max(int(np.searchsorted(row, x, side="right")), 1), len(row) - 1)
+    width = max(float(row[bar] - row[bar - 1]), _NARROWEST * max(1.0, float(np.abs(row).max())))
+    return float(np.log((LEVELS[bar] - LEVELS[bar - 1]) / width))
