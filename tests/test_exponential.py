@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
+from scipy.stats import t
 
-from autolrs.curves import curve_model
+from autolrs.curves import CURVE_MODELS, curve_model
 from autolrs.curves.exponential import Exponential, PublishedExponential, _solve, clean
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.protocols import CurveModel
@@ -38,15 +39,14 @@ def exponential(n, a, b, c, noise=0.0, seed=0):
 # Lookup
 
 
-@pytest.mark.parametrize("name", ["auto", "exponential"])
-def test_models_are_found_by_name(name):
-    model = curve_model(name)
+def test_it_is_found_by_name():
+    model = curve_model("exponential")
     assert isinstance(model, CurveModel)
-    assert model == Exponential()
+    assert model == MODEL
 
 
 def test_an_unknown_name_lists_those_that_exist():
-    with pytest.raises(UnknownNameError, match=r"unknown curve model 'spline'; known: auto, exponential"):
+    with pytest.raises(UnknownNameError, match=", ".join(sorted(CURVE_MODELS))):
         curve_model("spline")
 
 
@@ -123,6 +123,34 @@ def test_deviation_grows_with_noise_and_distance():
     assert forecast(quiet, 60, noise=0.01).std < forecast(quiet, 2000, noise=0.01).std
 
 
+# The distribution
+
+
+@given(st.integers(0, 100))
+def test_positive_losses_have_a_positive_student_t_of_the_log_loss(seed):
+    found = MODEL.extrapolate([curve(exponential(30, 1, 0.1, 0.5, 0.05, seed), 0.05)], [100.0])
+    assert found.log is not None
+    assert found.log.all()
+    location, scale = math.log(found.mean[0]), 0.8 * min(found.std[0] / found.mean[0], 3.0)
+    quantiles = found.quantiles([0.001, 0.05, 0.5, 0.9])[0]
+    np.testing.assert_allclose(np.log(quantiles), location + scale * t.ppf([0.001, 0.05, 0.5, 0.9], 3), atol=0.02)
+    assert found.log_prob([found.mean[0]])[0] == pytest.approx(t.logpdf(0, 3) - math.log(scale) - location, abs=0.01)
+
+
+def test_other_losses_have_one_of_the_loss():
+    found = MODEL.extrapolate([curve(exponential(30, 1, 0.1, -0.5, 0.05), 0.05)], [100.0])
+    assert found.log is not None
+    assert not found.log.any()
+    np.testing.assert_allclose(found.quantiles([0.1])[0], found.mean + 0.8 * found.std * t.ppf(0.1, 3), rtol=1e-3)
+
+
+def test_thousands_of_points_are_read_as_bin_means():
+    losses = exponential(6400, 1, 0.0005, 1, noise=0.2, seed=3)
+    means = losses.reshape(64, 100).mean(axis=1)
+    binned = Curve(tuple(49.5 + 100.0 * np.arange(64)), tuple(means), (0.1,) * 64, noise=0.02)
+    assert forecast(losses, 20_000).mean == pytest.approx(MODEL.extrapolate([binned], [20_000])[0].mean, rel=0.02)
+
+
 # Cleaning
 
 
@@ -175,6 +203,13 @@ def test_finite_losses_on_a_common_grid_never_raise_or_warn(losses, at, noise):
     found = forecast(losses, at, noise=noise)
     assert math.isfinite(found.mean)
     assert 0 <= found.std < math.inf
+
+
+def test_points_that_are_all_but_at_one_offset_are_survived():
+    offsets, losses = (-1.0, *[0.0] * 9), (1e15, *[0.0] * 8, 1.0)
+    found = MODEL.extrapolate([Curve(offsets, losses, (0.1,) * 10)], [0.0])[0]
+    assert math.isfinite(found.mean)
+    assert math.isfinite(found.std)
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60), st.floats(0, 1e6))

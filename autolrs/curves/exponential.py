@@ -21,12 +21,13 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autolrs.curves.points import FEWEST, points_of
 from autolrs.errors import SettingError
 from autolrs.protocols import Forecasts
 from autolrs.records import Curve
@@ -36,13 +37,14 @@ Array = NDArray[np.float64]
 _Smoother = Callable[[Array, Array], Array]
 _Fitter = Callable[[Array, Array, float, float, float], tuple[float, float]]
 
-FEWEST = 8
-"""Fewer points than this say too little about b: the forecast is the last value."""
-
 _DECAYS = np.geomspace(0.03, 60.0, 64)  # b [1/observed span]; beyond these a curve is a line or a spike
 _KNOTS = (0.1, 0.25, 0.5, 0.75)  # of the cleaning spline: denser where a curve bends
 _LEAST = 0.003  # noise over drop below which a curve is not believed to be its model
 _TINY = 1e-12  # relative variance below which a fit counts as exact
+_DF = 3  # of the Student-t that a forecast is, with `_SHARE` of the deviation as its scale
+_SHARE = 0.8
+_WIDEST = 3.0  # deviation of the log loss, at most
+_MOST = sys.float_info.max / 1e8  # of a mean or a deviation [loss]: so that quantiles can be interpolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,29 +148,32 @@ class PublishedExponential:
 
 
 def _each(curves: Sequence[Curve], at: Sequence[float], fit: _Fitter) -> Forecasts:
-    pairs = [_forecast(curve, float(offset), fit) for curve, offset in zip(curves, at, strict=True)]
-    means, deviations = (np.array([pair[i] for pair in pairs], dtype=np.float64) for i in range(2))
-    return Forecasts(np.asarray(at, dtype=np.float64), means, deviations)
+    rows = [_forecast(curve, float(offset), fit) for curve, offset in zip(curves, at, strict=True)]
+    mean, deviation, positive = (np.array([row[i] for row in rows], dtype=np.float64) for i in range(3))
+    # Losses above 0 stay there: their distribution is one of the log loss.
+    log = (positive > 0) & (mean > 0)
+    size = np.where(log, mean, 1.0)
+    location, scale = np.where(log, np.log(size), mean), np.where(log, np.minimum(deviation / size, _WIDEST), deviation)
+    with np.errstate(invalid="ignore"):  # of a curve of which nothing is known
+        found = Forecasts.student_t(at, location, _SHARE * scale, _DF, log)
+    return replace(found, mean=mean, std=deviation)
 
 
-def _forecast(curve: Curve, at: float, fit: _Fitter) -> tuple[float, float]:
-    """What every variant shares: drop what is not finite, bring to units, say the last value if in doubt."""
-    points = np.array([curve.offsets, curve.losses], dtype=np.float64)
-    t, y = points[:, np.isfinite(points).all(axis=0)]
-    scale = float(np.abs(y).max(initial=0.0))
-    if len(y) == 0:
-        return np.nan, np.inf
-    if scale == 0.0:
-        return 0.0, curve.noise
-    # Python's floats give inf where NumPy's would warn.
-    start, span = float(t[0]), float(t[-1]) - float(t[0])
-    noise = min(curve.noise / scale, 1.0)
-    if len(y) < FEWEST or not 0 < span < np.inf or t.min() < start or t.max() > t[-1]:
-        mean, deviation = _last(y / scale, noise)
+def _forecast(curve: Curve, at: float, fit: _Fitter) -> tuple[float, float, bool]:
+    """Mean, deviation and whether all losses are positive: what every variant shares.
+
+    The last value where a shape cannot be made out.
+    """
+    points = points_of(curve)
+    if points is None:
+        return np.nan, np.inf, False
+    noise = min(points.noise, 1.0)
+    if points.few:
+        mean, deviation = _last(points.y, noise)
     else:
-        mean, deviation = fit((t - start) / span, y / scale, max(at - start, 0.0) / span, noise, scale)
-    most = sys.float_info.max / 2
-    return max(-most, min(mean * scale, most)), min(deviation * scale, most)
+        mean, deviation = fit(points.u, points.y, points.ahead(at), noise, points.scale)
+    mean, deviation = mean * points.scale, deviation * points.scale
+    return max(-_MOST, min(mean, _MOST)), min(deviation, _MOST), points.positive
 
 
 def clean(
@@ -232,7 +237,9 @@ def _solve(phi: Array, z: Array, v: Array, *, bounded: bool = True) -> _Fit:
     w = 1.0 / v
     s11, s12, s22 = phi**2 @ w, phi @ w, float(w.sum())
     r1, r2 = phi @ (w * z), float(w @ z)
-    det = np.maximum(s11 * s22 - s12**2, np.finfo(np.float64).tiny)
+    # Points at a single offset, all but, cannot tell a from c: what is left of the difference is rounding.
+    least = np.finfo(np.float64).eps * s11 * s22
+    det = np.maximum(s11 * s22 - s12**2, np.maximum(least, np.finfo(np.float64).tiny))
     a, c = (s22 * r1 - s12 * r2) / det, (s11 * r2 - s12 * r1) / det
     # Two unknowns: if one is negative, the best point lies on that side of the quadrant (z is not negative).
     if bounded:
