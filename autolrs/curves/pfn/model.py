@@ -1,0 +1,166 @@
+"""`pfn`: curves forecast by one forward pass of a network fitted to a prior of probe curves.
+
+How the network was fitted, and to what, is in the data card beside this file. It reads at most 64 bins of a curve in
+log loss, or in the loss itself where that is not positive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolrs.curves.points import Points, points_of
+from autolrs.errors import CheckpointError
+from autolrs.forecasts import LEVELS, Forecasts
+from autolrs.records import Curve
+from autolrs.schedules import Schedule
+
+if TYPE_CHECKING:
+    from autolrs.curves.pfn.network import Network
+
+Array = NDArray[np.float64]
+
+SHIPPED: Final = Path(__file__).with_name("small.safetensors")
+SHA256: Final = "5877e17839a3cb250b07c642e00d73750062ae545280e95651b3f7d3233e3dd4"
+
+_FARTHEST = 30.0  # observed spans; the network has seen little beyond
+_WIDE = 0.5  # relative spread where no shape can be made out
+_STUCK = 1e-3  # and of losses that are all the same, which the prior does not hold
+_ROOF = 5.0  # point forecasts are at most so many times the largest |loss| seen
+_NOISIEST = 3.0  # noise over the last loss
+_MOST = sys.float_info.max / 4  # differences of such losses are numbers, too
+_LOGS = (math.log(sys.float_info.min), math.log(_MOST))
+
+
+@dataclass(frozen=True, slots=True)
+class PFN:
+    """The `CurveModel` of the fitted network.
+
+    Attributes:
+        weights: file written by `autolrs pfn train`; None: the shipped one, whose checksum is checked.
+        widening: factor of the distance of all quantiles from the median. Real curves are a little less certain
+            than the prior's; 1: as the network says.
+    """
+
+    weights: Path | None = None
+    widening: float = 1.1
+
+    def extrapolate(
+        self,
+        curves: Sequence[Curve],
+        at: Sequence[float],
+        *,
+        schedule: Schedule | None = None,
+        history: Sequence[Curve] = (),
+    ) -> Forecasts:
+        """Forecasts of `curves` at the offsets `at`; points that are not finite are ignored.
+
+        Farther ahead than 30 observed spans nothing is expected to change. A curve without a finite point has the
+        mean NaN and an infinite deviation.
+
+        Raises:
+            ValueError: `curves` and `at` differ in length.
+            CheckpointError: the weights are missing or not those that were shipped.
+        """
+        points = [points_of(curve) for curve, _ in zip(curves, at, strict=True)]
+        table, log = np.full((len(points), len(LEVELS)), np.nan), np.zeros(len(points), dtype=bool)
+        shapes = []
+        for i, of_one in enumerate(points):
+            if of_one is None:
+                continue
+            log[i] = of_one.positive
+            if of_one.few or np.ptp(of_one.y) == 0:
+                table[i] = _last(of_one)
+            else:
+                shapes.append((i, of_one))
+        if shapes:
+            rows = [i for i, _ in shapes]
+            ahead = np.array([of_one.ahead(float(at[i])) for i, of_one in shapes])
+            forecast = _forecast(network(self.weights), [of_one for _, of_one in shapes], ahead)
+            table[rows] = forecast.widened(self.widening).table
+        scale = np.array([1.0 if of_one is None else of_one.scale for of_one in points])
+        with np.errstate(over="ignore"):
+            linear = np.clip(table * scale[:, None], -_MOST, _MOST)
+        table = np.where(log[:, None], np.clip(table + np.log(scale)[:, None], *_LOGS), linear)
+        found = Forecasts.tabulated(at, table, log)
+        # The median is the better point forecast: bars far out hold little probability but a lot of mean. Of a curve
+        # that explodes no number is a forecast.
+        with np.errstate(over="ignore"):
+            most = np.minimum(_ROOF * scale, _MOST)
+        return replace(
+            found, mean=np.clip(found.median, -most, most), std=np.where(np.isnan(found.std), np.inf, found.std)
+        )
+
+
+@cache
+def network(weights: Path | None = None) -> Network:
+    """The network of a file of weights, ready to be asked; None: the shipped one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not the one that was shipped.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
+
+    from autolrs.curves.pfn.network import Network
+
+    path = weights or SHIPPED
+    try:
+        data = path.read_bytes()
+        if weights is None and (found := hashlib.sha256(data).hexdigest()) != SHA256:
+            raise CheckpointError(f"{path}: its SHA-256 is {found}, not {SHA256}. Install autolrs again.")
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+        tensors = {name: tensor.float() for name, tensor in load(data).items()}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"cannot read the weights {path}: {error}.") from error
+    with torch.device("meta"):  # draws no weights, so that no generator moves
+        loaded = Network(**about["config"]["network"])
+    loaded.load_state_dict(tensors, assign=True)
+    return loaded.eval()
+
+
+def _forecast(network: Network, points: Sequence[Points], ahead: Array) -> Forecasts:
+    """Distributions of the curves' log y where that is known, else of y."""
+    import torch
+
+    from autolrs.curves.pfn.network import normalise
+
+    n, bins = len(points), max(map(len, points))
+    u, values, noise = np.zeros((n, bins)), np.zeros((n, bins)), np.zeros(n)
+    log = np.array([of_one.positive for of_one in points])
+    for i, of_one in enumerate(points):
+        u[i, : len(of_one)] = of_one.u
+        values[i, : len(of_one)] = np.log(of_one.y) if log[i] else of_one.y
+        noise[i] = min(of_one.noise / of_one.last, _NOISIEST) if log[i] else of_one.noise
+    seen = np.arange(bins) < np.array([len(of_one) for of_one in points])[:, None]
+    curves = normalise(u, values, noise, np.minimum(ahead, _FARTHEST)[:, None], seen, log)
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        mask = None if curves.seen.all() else torch.from_numpy(curves.seen)[:, None, None]
+        logits = network(torch.from_numpy(curves.tokens), torch.from_numpy(curves.queries), mask)
+        probabilities = logits[:, 0].double().softmax(dim=-1).numpy()
+        z = network.edges.double().numpy()
+    edges = curves.level[:, None] + curves.scale[:, None] * z
+    return Forecasts.bars(ahead, edges, probabilities)
+
+
+def _last(points: Points) -> Array:
+    """The last loss: quantiles of its log where that is known, else of itself. Wide, unless it never moved.   (K,)"""
+    from scipy.special import stdtrit
+
+    heavy = np.asarray(stdtrit(3.0, LEVELS))
+    relative = _WIDE if points.few else _STUCK
+    if points.positive:
+        return math.log(points.last) + relative * heavy
+    return points.last + max(float(np.ptp(points.y)), points.noise, relative * abs(points.last)) * heavy

@@ -1,0 +1,166 @@
+"""The fitted network: a transformer that reads the bins of a curve and answers with a binned density.
+
+Each curve is brought to its own units first, in float64 (`normalise`): time over the observed span, the coordinate
+(log loss, or the loss itself where that is not positive) relative to its last level, over its mean deviation from
+there. So answers neither depend on the loss's unit nor on the time's, and one network serves log and linear.
+
+Notation
+    n, b, c  curves, bins seen, tokens of each curve (of `PATCH` bins)
+    q        queries of each curve
+    u        offset since the first bin over the observed span: 0..1 for bins, above 1 for queries
+    d        (coordinate - last level) / scale
+    z        what is forecast: d at a query
+    k        bars of the answer
+
+References:
+    Müller et al., "Transformers can do Bayesian inference", ICLR 2022, arXiv 2112.10510: attention to the context
+    only, Riemann head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Array = NDArray[np.float64]
+
+PATCH: Final = 2
+"""Neighbouring bins that are read as one token."""
+
+TOKEN_FEATURES: Final = 6 * PATCH + 4
+QUERY_FEATURES: Final = 3 + 4
+_STRETCHES: Final = (1.0, 8.0, 64.0)  # of d: its size late in a curve is a small part of its size at the start
+_LEAST: Final = 1e-7  # scale of a curve that does not move at all
+_LINEAR: Final = 0.15  # what a linear curve's scale is taken for, that of a usual curve in log loss
+
+
+@dataclass(frozen=True, slots=True)
+class Normalised:
+    """Curves in their own units; the bins of shorter curves are padded at the end.
+
+    Attributes:
+        tokens: features of the bins, `PATCH` to a token.   (n, c, TOKEN_FEATURES) float32
+        queries: features of the queries.                   (n, q, QUERY_FEATURES) float32
+        seen: whether a token holds a bin.                  (n, c)
+        level, scale: the coordinate is level + scale * z.   (n,) float64
+    """
+
+    tokens: Array
+    queries: Array
+    seen: NDArray[np.bool_]
+    level: Array
+    scale: Array
+
+
+def normalise(
+    times: Array, values: Array, noise: Array, at: Array, seen: NDArray[np.bool_], log: NDArray[np.bool_]
+) -> Normalised:
+    """Curves in their own units.
+
+    Args:
+        times, values: middles and coordinates of the bins, ascending; anything finite where not `seen`.  (n, b)
+        noise: standard deviation of a bin's coordinate at the end; 0: unknown.   (n,)
+        at: times asked for.   (n, q)
+        seen: whether a bin is one; the seen ones come first.   (n, b)
+        log: whether the coordinate is log loss.   (n,)
+    """
+    count = seen.sum(axis=1)
+    rows = np.arange(len(times))
+    first, span = times[:, 0], times[rows, count - 1] - times[:, 0]
+    u = np.where(seen, (times - first[:, None]) / span[:, None], 0.0)
+    late = seen & (np.arange(times.shape[1]) >= (count - np.maximum(1, count // 10))[:, None])
+    level = (values * late).sum(axis=1) / late.sum(axis=1)
+    # Late bins say more of what is to come than the fall from initialisation does.
+    weight = seen * (0.1 + u)
+    off = np.where(seen, values - level[:, None], 0.0)
+    scale = (weight * np.abs(off)).sum(axis=1) / weight.sum(axis=1)
+    scale = np.maximum(np.maximum(scale, 0.5 * noise), _LEAST)
+    size = np.log(np.where(log, scale, _LINEAR))
+    relative = np.where(noise > 0, np.log(np.maximum(noise, 1e-3 * scale) / scale), 0.0)
+    shared = np.stack([0.4 * size, 0.4 * relative, noise > 0, 0.02 * count], axis=1)
+
+    d = off / scale[:, None]
+    stretched = [0.5 * np.arcsinh(s * d) for s in _STRETCHES]
+    of_bins = seen[:, :, None] * np.stack([*stretched, 2.0 * u - 1.0, 0.5 * np.log1p(50.0 * u), seen], axis=2)
+    n, bins, features = of_bins.shape
+    of_bins = np.concatenate([of_bins, np.zeros((n, -bins % PATCH, features))], axis=1)
+    tokens = of_bins.reshape(n, -1, PATCH * features)
+    ahead = np.maximum((at - first[:, None]) / span[:, None], 0.0)
+    far = np.log(np.maximum(ahead, 1e-3))
+    queries = np.stack([far, np.log(0.02 + np.abs(ahead - 1.0)), 1.0 / (1.0 + ahead)], axis=2)
+
+    def with_shared(features: Array) -> Array:
+        repeated = np.broadcast_to(shared[:, None], (*features.shape[:2], shared.shape[1]))
+        return np.concatenate([features, repeated], axis=2).astype(np.float32)
+
+    return Normalised(with_shared(tokens), with_shared(queries), seen[:, ::PATCH], level, scale)
+
+
+class Block(nn.Module):
+    """Attention to the bins, then a perceptron; both on normalised input (pre-norm)."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.before_perceptron = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, context: int, mask: Tensor | None, half: bool) -> Tensor:
+        """x: (n, c + q, width), `context` = c; mask: (n, 1, 1, c), which tokens may be attended to; None: all."""
+        n, length, width = x.shape
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            parts = self.queries_keys_values(self.before_attention(x)).view(n, length, 3, self.heads, -1)
+        # In single precision: on a CPU the backward pass of half-precision attention is many times slower.
+        asked, keys, values = parts.float().permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(asked, keys[:, :, :context], values[:, :, :context], attn_mask=mask)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            x = x + self.out(found.transpose(1, 2).reshape(n, length, width))
+            return torch.as_tensor(x + self.down(F.gelu(self.up(self.before_perceptron(x)))))
+
+
+class Network(nn.Module):
+    """Curves in their own units to logits over bars.
+
+    Attributes:
+        edges: edges of the bars in z; beyond the outermost nothing is expected.   (k + 1,)
+    """
+
+    edges: Tensor
+
+    def __init__(self, *, width: int, layers: int, heads: int, hidden: int, bars: int) -> None:
+        super().__init__()
+        self.read_tokens = nn.Linear(TOKEN_FEATURES, width)
+        self.read_queries = nn.Linear(QUERY_FEATURES, width)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, bars)
+        self.register_buffer("edges", torch.zeros(bars + 1))
+
+    def forward(self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, half: bool = False) -> Tensor:
+        """Logits (n, q, k); `half`: the blocks' products in bfloat16.
+
+        tokens: (n, c, TOKEN_FEATURES), queries: (n, q, QUERY_FEATURES), mask: (n, 1, 1, c), None: all tokens hold bins
+        """
+        context = tokens.shape[1]
+        x = torch.cat([self.read_tokens(tokens), self.read_queries(queries)], dim=1)
+        for block in self.blocks:
+            x = block(x, context, mask, half)
+        return torch.as_tensor(self.head(self.norm(x[:, context:])))
+
+
+def bar_edges(z: Array, bars: int) -> Array:
+    """Edges (bars + 1,) of bars that share |z| equally on either side of 0, with room beyond the outermost."""
+    half = np.quantile(np.abs(z), np.linspace(0.0, 1.0, bars // 2 + 1))
+    half[0], half[-1] = 0.0, 4.0 * half[-1]
+    half = np.maximum.accumulate(half) + 1e-6 * np.arange(len(half))  # every bar has a width
+    return np.concatenate([-half[:0:-1], half])
