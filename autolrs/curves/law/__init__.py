@@ -1,0 +1,1 @@
+"""Loss laws that know the learning rate."""
