@@ -9,7 +9,7 @@ from autolrs.errors import UnknownNameError
 if TYPE_CHECKING:
     from autolrs.protocols import CurveModel
 
-CURVE_MODELS: Final = ("auto", "exponential")
+CURVE_MODELS: Final = ("auto", "bayes", "exponential", "law", "pfn")
 
 
 def curve_model(name: str) -> CurveModel:
@@ -20,6 +20,22 @@ def curve_model(name: str) -> CurveModel:
     """
     if name not in CURVE_MODELS:
         raise UnknownNameError.of("curve model", name, CURVE_MODELS)
-    from autolrs.curves.exponential import Exponential
+    if name == "bayes":
+        from autolrs.curves.bayes import Bayes
 
-    return Exponential()
+        return Bayes()
+    if name == "law":
+        from autolrs.curves.law.law import Law
+
+        return Law()
+    if name == "pfn":
+        from autolrs.curves.pfn.model import PFN
+
+        return PFN()
+    if name == "exponential":
+        from autolrs.curves.exponential import Exponential
+
+        return Exponential()
+    from autolrs.curves.auto import Auto
+
+    return Auto()

@@ -1,0 +1,194 @@
+"""`auto`: a Bayesian average of the curve models, weighted by how well each foresaw what is known by now.
+
+Two kinds of back-tests have a known answer: the end of each curve itself, forecast from its first part, and the end
+of each curve of the history, forecast from as large a share as is seen of the curves in question. A model's weight is
+its prior weight times its predictive densities there. The history also tells how sharp the average should be.
+
+Notation
+    k, n, h   models, curves, curves of the history that can be cut
+    own       log density of a curve's end, given its first part                  (k, n)
+    past      log density of the history's ends, given their first parts         (k, h)
+    z         normal scores of the history's ends in the average's forecasts      (h,)
+
+    log weight = log prior + own + min(1, PAST / h) * sum of past
+    width      = sqrt((CALM + sum of z^2) / (CALM + h)) times the average's own
+
+References:
+    Hoeting, Madigan, Raftery and Volinsky, "Bayesian model averaging: a tutorial", Statistical Science 14, 1999.
+    Kuleshov, Fenner and Ermon, "Accurate uncertainties for deep learning using calibrated regression", ICML 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolrs.curves.bayes import Bayes
+from autolrs.curves.law.law import Law
+from autolrs.curves.pfn.model import PFN
+from autolrs.curves.points import FEWEST
+from autolrs.curves.pooled import last
+from autolrs.errors import SettingError
+from autolrs.forecasts import Forecasts
+from autolrs.protocols import CurveModel
+from autolrs.records import Curve
+from autolrs.schedules import Schedule
+
+Array = NDArray[np.float64]
+
+SEEN: Final = 0.6
+"""Share of a curve from which its own end is forecast."""
+
+PAST: Final = 4.0
+"""The whole history weighs as much as this many curves at most: it is of other rates and other times."""
+
+CALM: Final = 20.0
+"""How many curves of the history the belief counts as that the average's width is right."""
+
+_CLIP: Final = 8.0  # of log densities
+_FARTHEST: Final = 3.0  # of normal scores
+
+
+class _Test(NamedTuple):
+    """A back-test: the first part of a curve, and what it came to."""
+
+    curve: Curve
+    at: float
+    truth: float
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """The `CurveModel` of the module.
+
+    Attributes:
+        models: what is averaged.
+        priors: their weights before any evidence; any positive sum.
+        law: joins with the prior weight of all others together where a history and a schedule are given, as long as it
+            says that it may act and foresees the ends of the curves better than each of them; None: never.
+    """
+
+    models: tuple[CurveModel, ...] = field(default_factory=lambda: (Bayes(), PFN()))
+    priors: tuple[float, ...] = (1 / 3, 2 / 3)
+    law: Law | None = field(default_factory=Law)
+
+    def __post_init__(self) -> None:
+        if not (0 < len(self.models) == len(self.priors) and min(self.priors) > 0):
+            raise SettingError(
+                f"`models` and `priors` must be of one length and all priors positive, but got "
+                f"({len(self.models)} models, priors={self.priors})."
+            )
+
+    def extrapolate(
+        self,
+        curves: Sequence[Curve],
+        at: Sequence[float],
+        *,
+        schedule: Schedule | None = None,
+        history: Sequence[Curve] = (),
+    ) -> Forecasts:
+        """Forecasts of `curves` at the offsets `at`; points that are not finite are ignored.
+
+        A curve without a finite point has the mean NaN and an infinite deviation.
+
+        Raises:
+            ValueError: `curves` and `at` differ in length.
+        """
+        horizons = [float(offset) for _, offset in zip(curves, at, strict=True)]
+        tails = {i: test for i, curve in enumerate(curves) if (test := _cut(curve, SEEN)) is not None}
+        share = _share(curves, horizons)
+        cuts = [test for curve in history if (test := _cut(curve, share)) is not None]
+        asked = _Questions(curves, horizons, [*tails.values(), *cuts], schedule, history)
+
+        answers = [asked.answer(model) for model in self.models]
+        scores = np.array([asked.scores(answer) for answer in answers])
+        past = min(1.0, PAST / max(len(cuts), 1)) * scores[:, len(tails) :].sum(axis=1)
+        believed = (np.log(self.priors) + past)[:, None]
+        logits = np.repeat(believed, len(curves), axis=1)
+        logits[:, list(tails)] += scores[:, : len(tails)]
+        width = 1.0
+        if cuts:
+            known = [_rows(answer, slice(len(curves) + len(tails), None)) for answer in answers]
+            width = _width(_average(known, np.repeat(believed, len(cuts), axis=1)), [test.truth for test in cuts])
+
+        answers = [_rows(answer, slice(len(curves))) for answer in answers]
+        if self.law is not None and schedule is not None and tails and history and not self.law.ready(history):
+            lawful = _Questions(curves, horizons, list(tails.values()), schedule, history)
+            answer = lawful.answer(self.law)
+            own = lawful.scores(answer)
+            if own.sum() > scores[:, : len(tails)].sum(axis=1).max():
+                row = np.full(len(curves), np.log(sum(self.priors)) + past.max())
+                row[list(tails)] += own
+                answers, logits = [*answers, _rows(answer, slice(len(curves)))], np.vstack([logits, row])
+        found = _average(answers, logits).widened(width)
+        return replace(found, mean=found.median, std=np.where(np.isnan(found.std), np.inf, found.std))
+
+
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """What a model is asked in one batch: the curves themselves, then the back-tests."""
+
+    curves: Sequence[Curve]
+    at: Sequence[float]
+    tests: Sequence[_Test]
+    schedule: Schedule | None
+    history: Sequence[Curve]
+
+    def answer(self, model: CurveModel) -> Forecasts:
+        curves, at = [*self.curves, *(t.curve for t in self.tests)], [*self.at, *(t.at for t in self.tests)]
+        return model.extrapolate(curves, at, schedule=self.schedule, history=self.history)
+
+    def scores(self, answer: Forecasts) -> Array:
+        """Log densities of the tests' truths, each over its own size, clipped.   (tests,)"""
+        truths = np.array([test.truth for test in self.tests])
+        sizes = np.maximum(np.abs(truths), np.finfo(np.float64).tiny)
+        found = _rows(answer, slice(len(self.curves), None)).log_prob(truths) + np.log(sizes)
+        return np.clip(np.where(np.isnan(found), -_CLIP, found), -_CLIP, _CLIP)
+
+
+def _cut(curve: Curve, share: float) -> _Test | None:
+    """The first `share` of a curve's points, at least 8, and its last value; None if too little is left to foretell."""
+    points = np.array([curve.offsets, curve.losses, curve.rates], dtype=np.float64)
+    points = points[:, np.isfinite(points[:2]).all(axis=0)]
+    n = points.shape[1]
+    final, seen = max(1, n // 10), max(FEWEST, round(share * n))
+    if n - seen < max(final, 2):
+        return None
+    offsets, losses, rates = (tuple(row) for row in points[:, :seen].tolist())
+    first = replace(curve, offsets=offsets, losses=losses, rates=rates)
+    return _Test(first, float((points[0, -final:] / final).sum()), last(curve)[0])
+
+
+def _share(curves: Sequence[Curve], at: Sequence[float]) -> float:
+    """The share of their horizons that is seen of the curves: the median."""
+    spans = [(curve.offsets[-1], ahead) for curve, ahead in zip(curves, at, strict=True) if len(curve)]
+    shares = [seen / ahead for seen, ahead in spans if 0 < seen < ahead]
+    return float(np.median(shares)) if shares else SEEN
+
+
+def _rows(forecasts: Forecasts, rows: slice) -> Forecasts:
+    table = None if forecasts.table is None else forecasts.table[rows]
+    log = None if forecasts.log is None else forecasts.log[rows]
+    return Forecasts(forecasts.at[rows], forecasts.mean[rows], forecasts.std[rows], table, log)
+
+
+def _average(answers: Sequence[Forecasts], logits: Array) -> Forecasts:
+    """Mixture with weights proportional to exp(logits) (k, n); as the first answers where one has no finite answer."""
+    if not logits.size:
+        return answers[0]
+    weights = np.exp(logits - logits.max(axis=0))
+    known = np.array([np.isfinite(answer.mean) & np.isfinite(answer.std) for answer in answers])
+    weights = np.where(known.all(axis=0), weights, np.arange(len(answers))[:, None] == 0)
+    return Forecasts.mixture(answers, weights)
+
+
+def _width(known: Forecasts, truths: Sequence[float]) -> float:
+    """By how much forecasts of this kind should be wider, shrunk to 1."""
+    from scipy.special import ndtri
+
+    z = np.clip(ndtri(np.clip(known.cdf(truths), 1e-6, 1 - 1e-6)), -_FARTHEST, _FARTHEST)
+    return float(np.sqrt((CALM + (z**2).sum()) / (CALM + len(z))))

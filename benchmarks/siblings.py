@@ -1,0 +1,136 @@
+"""Choosing among sibling curves: which rate to go on with.
+
+Groups are windows of real curves that start from the same state at different rates (`benchmarks.windows`): whole runs
+and first tenths of runs from one initialisation, and forks of one trunk. Stretches from mid-training are left out: they
+start at the same step of different runs. Curves that blow up later stay in their group; one whose loss is not finite in
+what is seen cannot be chosen.
+
+Regret is (truth of the chosen rate - best truth) / |best truth|. Rank correlations are Spearman's, over the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolrs.curves import curve_model
+from autolrs.curves.exponential import PublishedExponential
+from autolrs.curves.pooled import pooled
+from autolrs.protocols import CurveModel
+from benchmarks import stopping
+from benchmarks.windows import SHARES, Window, siblings, windows
+
+Array = NDArray[np.float64]
+
+MODELS: Final = ("exponential", "bayes", "pfn", "auto")
+_CLIP = 2.0  # of a regret in means
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What came of choosing one rate of one group. `bias`: chosen over best rate [decades]."""
+
+    source: str
+    regret: float
+    bias: float
+    correlation: float
+
+
+def groups(sources: Sequence[str] | None = None, shares: Sequence[float] = SHARES) -> list[list[Window]]:
+    """Windows with the same start and different rates, of which one at least ends finite."""
+    found = windows(sources, shares, kinds=("run", "piece", "fork"))
+    same_start = siblings([w for w in found if w.kind != "piece" or w.start == 0])
+    return [group for group in same_start if any(np.isfinite(w.truth) for w in group)]
+
+
+def levels(group: Sequence[Window], model: CurveModel | None, *, pool: bool) -> Array:
+    """What each window's end is expected to be; inf where the loss is not finite in what is seen.
+
+    None: the last value.
+    """
+    healthy = [i for i, w in enumerate(group) if np.isfinite(w.losses).all()]
+    expected = np.full(len(group), np.inf)
+    if model is None:
+        expected[healthy] = [group[i].last for i in healthy]
+    elif healthy:
+        curves = [group[i].curve for i in healthy]
+        forecasts = model.extrapolate(curves, [group[i].at for i in healthy])
+        expected[healthy] = (
+            pooled(curves, [group[i].rate for i in healthy], forecasts).median if pool else forecasts.mean
+        )
+    return np.where(np.isnan(expected), np.inf, expected)
+
+
+def choice(group: Sequence[Window], expected: Array) -> Choice:
+    """Choose the lowest expected level."""
+    from scipy.stats import spearmanr
+
+    truth = np.array([w.truth if np.isfinite(w.truth) else np.inf for w in group])
+    chosen, best = int(expected.argmin()), int(truth.argmin())
+    ranks = [np.minimum(x, np.finfo(np.float64).max) for x in (expected, truth)]
+    varied = all(np.ptp(x) > 0 for x in ranks)
+    return Choice(
+        source=group[0].source,
+        regret=float((truth[chosen] - truth[best]) / abs(truth[best])),
+        bias=float(np.log10(group[chosen].rate / group[best].rate)),
+        correlation=float(spearmanr(*ranks).statistic) if varied else np.nan,
+    )
+
+
+def summary(choices: Sequence[Choice]) -> str:
+    """Mean clipped at 2 and median regret, share above 100 %, mean bias, mean rank correlation: cells of a table."""
+    regret, bias, correlation = (np.array([getattr(c, n) for c in choices]) for n in ("regret", "bias", "correlation"))
+    return (
+        f"{np.minimum(regret, _CLIP).mean():.3f} | {np.median(regret):.3f} | {(regret > 1).mean():.0%} | "
+        f"{bias.mean():+.2f} | {np.nanmean(correlation):.2f}"
+    )
+
+
+def choosing() -> Iterator[str]:
+    """The table of choices, a row a way of reading the probes, and the pooled default's by source."""
+    found = {share: groups(shares=(share,)) for share in SHARES}
+    models: dict[str, CurveModel] = {"published exponential": PublishedExponential()}
+    models |= {name: curve_model(name) for name in MODELS}
+    yield "| read by | " + " | ".join(f"{share:.0%}: regret, mean | median | > 100 % | bias | rank" for share in SHARES)
+    yield "|---|" + "---|" * 5 * len(SHARES)
+
+    def row(name: str, model: CurveModel | None, *, pool: bool) -> str:
+        cells = [summary([choice(g, levels(g, model, pool=pool)) for g in found[share]]) for share in SHARES]
+        return f"| {name} | " + " | ".join(cells) + " |"
+
+    yield row("last value", None, pool=False)
+    for name, model in models.items():
+        yield row(name, model, pool=False)
+        yield row(f"{name}, pooled", model, pool=True)
+    yield ""
+    yield "`auto`, pooled, by source (the last value in brackets), mean regret:"
+    yield ""
+    yield "| source | groups | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |"
+    yield "|---|---|" + "---|" * len(SHARES)
+    for source in sorted({g[0].source for g in found[SHARES[0]]}):
+        cells = []
+        for share in SHARES:
+            of_source = [g for g in found[share] if g[0].source == source]
+            ours, last = (
+                np.mean([min(choice(g, levels(g, model, pool=True)).regret, _CLIP) for g in of_source])
+                for model in (models["auto"], None)
+            )
+            cells.append(f"{ours:.3f} ({last:.3f})")
+        yield f"| {source} | {len(of_source)} | " + " | ".join(cells) + " |"
+
+
+def section() -> list[str]:
+    """Markdown lines for docs/curves.md: choosing a rate, then stopping probes early."""
+    return [
+        "### Choosing the rate",
+        "",
+        *choosing(),
+        "",
+        "### Stopping probes early",
+        "",
+        *stopping.table(groups(shares=(1.0,))),
+    ]
