@@ -1,4 +1,4 @@
-"""The command line: `autolrs tune | show | plot | export | spaces | clean`.
+"""The command line: `autolrs tune | show | plot | export | predict | spaces | clean`.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 an error of the user's, 2 wrong usage,
 3 stopped but resumable. Whatever is slow to import is imported by the command that needs it.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from autolrs.errors import AutoLRSError, SettingError, StoppedError
+from autolrs.pfn_cli import app as pfn_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(pfn_app, name="pfn")
 
 
 class Resume(StrEnum):
@@ -193,6 +195,22 @@ def export(
             typer.echo(text, nl=False)
         else:
             _in_a_folder(output).write_text(text, encoding="utf-8")
+
+
+@app.command()
+def predict(
+    name: Name,
+    schedule: Annotated[
+        list[str] | None, typer.Option(help="cosine:3e-4, wsd:1e-3, ... or a JSON file of `export`; may be repeated.")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """What the final training loss would have been under other schedules, by loss laws fitted to the study."""
+    with _errors():
+        from autolrs.predict_cli import report
+        from autolrs.study import load_study
+
+        _console().print(report(load_study(name, storage).record, schedule or ()))
 
 
 @app.command()

@@ -26,7 +26,7 @@ from autolrs.errors import SettingError
 from autolrs.records import Curve, Record, Stage, Trial, TrialState
 from autolrs.report import number, report
 from autolrs.samplers import GPSampler
-from autolrs.strategies.common import observations
+from autolrs.strategies.common import observations, pooled_observations
 from autolrs.study import Study, came_true
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _forecasts(axes: Axes, record: Record) -> None:
 
 def _surrogate(axes: Axes, record: Record) -> None:
     axes.set(title="Surrogate by stage (dashed: the rate chosen)", xlabel="learning rate", ylabel="forecast loss")
-    found = observations(record)
+    found = pooled_observations(record) if record.settings.options.get("pool") else observations(record)
     stages = [s for s in record.stages if any(o.stage == s.index and math.isfinite(o.value) for o in found)]
     if not stages:
         _empty(axes, "no finished probe yet")

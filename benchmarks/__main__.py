@@ -5,12 +5,16 @@ python -m benchmarks tuned         autolrs on every task         -> benchmarks/r
 python -m benchmarks table         both                          -> docs/benchmarks.md
 python -m benchmarks choices       what the defaults beat        -> docs/choices.md (continues)
 python -m benchmarks performance   what a session costs          -> docs/performance.md
+python -m benchmarks curves        curve models on real curves  -> docs/curves.md
+python -m benchmarks siblings      choosing and stopping probes  -> stdout, a part of docs/curves.md
+python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
 python -m benchmarks.proposals     what a proposal costs
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 
@@ -32,6 +36,11 @@ def main() -> None:
     commands.add_parser("table")
     commands.add_parser("choices")
     commands.add_parser("performance")
+    commands.add_parser("laws")
+    commands.add_parser("siblings")
+    curves = commands.add_parser("curves")
+    curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
+    curves.add_argument("--most", type=int, default=40, help="windows of each source, kind and share")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.command == "table":
@@ -48,6 +57,24 @@ def main() -> None:
         from benchmarks import performance
 
         performance.write()
+        return
+    if given.command == "laws":
+        from benchmarks.laws import section
+
+        print("\n".join(section()))
+        return
+    if given.command == "siblings":
+        from benchmarks import siblings
+
+        print("\n".join(siblings.section()))
+        return
+    if given.command == "curves":
+        from benchmarks.curves import write as write_curves
+        from benchmarks.windows import VARIABLE
+
+        if given.curves:
+            os.environ[VARIABLE] = given.curves
+        write_curves(given.most)
         return
     tasks = [TASKS[name] for name in given.tasks]
     if given.command == "baselines":

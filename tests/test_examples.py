@@ -35,7 +35,7 @@ def run(path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
 
 def test_all_examples_are_here() -> None:
-    assert [path.stem for path in EXAMPLES] == ["char_gpt", "mnist_cnn", "smallest", "tabular_mlp"]
+    assert [path.stem for path in EXAMPLES] == ["char_gpt", "curve_pruner", "mnist_cnn", "smallest", "tabular_mlp"]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -81,3 +81,13 @@ def test_the_smallest_loop_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert study.cost.kept_steps == 1000
     assert study.final_loss < 0.1  # a guess has log(10)
     assert [path.name for path in tmp_path.iterdir()] == ["autolrs-runs"]
+
+
+def test_the_curve_pruner_example_stops_trials_early(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = run(ROOT / "examples" / "curve_pruner.py", 6, monkeypatch)["study"]
+    assert len(study.trials) == 6
+    assert study.best_value < 1.0  # a guess has log(10)
+    assert any(trial.state.name == "PRUNED" for trial in study.trials)
+    assert "of 6 trials were stopped early" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import GridSampler, Problem, SyntheticTrainer, settings_of
 
+from autolrs.curves.auto import Auto
 from autolrs.curves.exponential import Exponential, PublishedExponential
 from autolrs.errors import AutoLRSError, DivergedError, SettingError, UnknownNameError
 from autolrs.protocols import Strategy
@@ -40,15 +41,17 @@ def test_every_name_is_a_strategy(name):
 
 
 def test_names():
-    assert strategy("horizon") == Horizon()
-    assert strategy("autolrs") == AutoLRS(curves=Exponential())
+    assert strategy("horizon") == Horizon(curves=Auto())
+    assert strategy("autolrs") == AutoLRS(curves=Auto())
     assert strategy("autolrs-published") == AutoLRS.published()
     assert strategy("autolrs-published").curves == PublishedExponential()
 
 
 def test_parameters():
-    assert strategy("horizon", {"length": 0.1, "later": [0.3, 0.5]}) == Horizon(length=0.1, later=(0.3, 0.5))
-    assert strategy("autolrs", {"k": 4, "tau": None}) == AutoLRS(k=4, curves=Exponential())
+    assert strategy("horizon", {"length": 0.1, "later": [0.3, 0.5]}) == Horizon(
+        length=0.1, later=(0.3, 0.5), curves=Auto()
+    )
+    assert strategy("autolrs", {"k": 4, "tau": None}) == AutoLRS(k=4, curves=Auto())
     made = strategy("autolrs", {"sampler.kappa": 3, "sampler.surrogate": "single-task"})
     assert made.sampler == GPSampler(acquisition="lcb", kappa=3, surrogate="single-task")
     assert strategy("autolrs-published", {"tau": 10}) == replace(AutoLRS.published(), tau=10)

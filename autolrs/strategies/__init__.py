@@ -34,7 +34,7 @@ def strategy(name: str, options: Mapping[str, Any] | None = None, curves: str | 
 
     model = curve_model(curves) if isinstance(curves, str) else curves
     if name == "horizon":
-        return _with(Horizon(), dict(options or {}), name)
+        return _with(Horizon(curves=model), dict(options or {}), name)
     made = AutoLRS.published() if name == "autolrs-published" else AutoLRS(curves=model)
     return _with(made, dict(options or {}), name)
 

@@ -20,7 +20,7 @@ from autolrs.curves import curve_model
 from autolrs.curves.exponential import PublishedExponential
 from autolrs.engine import remaining
 from autolrs.errors import SettingError
-from autolrs.protocols import CurveModel, Sampler
+from autolrs.protocols import CurveModel, Observation, Sampler
 from autolrs.records import (
     Curve,
     Decide,
@@ -35,7 +35,7 @@ from autolrs.records import (
     TrialState,
 )
 from autolrs.samplers import GPSampler
-from autolrs.schedules import Piece, base_pieces, cut
+from autolrs.schedules import Piece, Schedule, base_pieces, cut
 from autolrs.strategies.common import (
     PlannedStage,
     all_diverged,
@@ -44,6 +44,7 @@ from autolrs.strategies.common import (
     objective_std,
     observations,
     of_stage,
+    pooled_observations,
 )
 
 
@@ -60,6 +61,8 @@ class AutoLRS:
             loss is forecast before, the validation loss from then on. 0: never.
         decay: share of the run over which the last rate decays linearly to zero; 0: it does not (the paper).
         pick: choose the rate by the surrogate's "posterior" mean, or by the smallest "forecast" (algorithm 1).
+        pool: smooth the gains forecast over the rates of a stage, and rank last losses plus those: curves
+            extrapolated one by one lose the order of their rates (docs/curves.md). False: the paper.
         sampler: proposes rates; the paper's is a GP with Matern 5/2 and a lower confidence bound (sec. 3.1).
         curves: forecasts a probe's loss at the end of the stage; None: the exponential (sec. 3.2).
     """
@@ -71,6 +74,7 @@ class AutoLRS:
     validations: int = 16
     decay: float = 0.2
     pick: str = "posterior"
+    pool: bool = True
     sampler: Sampler = field(default_factory=lambda: GPSampler(acquisition="lcb", kappa=2.0))
     curves: CurveModel | None = None
 
@@ -100,6 +104,7 @@ class AutoLRS:
             tau_max=8000,
             decay=0.0,
             pick="forecast",
+            pool=False,
             sampler=GPSampler(acquisition="lcb", kappa=1e6),
             curves=PublishedExponential(),
         )
@@ -137,7 +142,7 @@ class AutoLRS:
         bounds = bounds_of(record, stage)
         if bounds is not None and len(stage.trials) < self.k and 0 < length <= remaining(record):
             rate = self.sampler.propose(
-                observations(record),
+                self._observations(record),
                 bounds=bounds,
                 stage=stage.index,
                 number=len(stage.trials),
@@ -155,11 +160,20 @@ class AutoLRS:
         tau = self._tau(record.settings, probed.stage)
         if curve is None or not len(curve):
             return Forecast(float(tau), probed.objective, objective_std(probed))
-        return self._model.extrapolate([curve], [float(tau)])[0]
+        stage = record.stages[probed.stage]
+        rate = stage.trials[probed.number].rate
+        warmup = self._warmup(record.settings, stage, self._length(tau))
+        schedule = Schedule(base_pieces("constant", rate=rate, start=0, stop=tau, warmup=warmup))
+        history = () if curve is probed.validation else tuple(part.curve for part in record.kept)
+        return self._model.extrapolate([curve], [float(tau)], schedule=schedule, history=history)[0]
 
     def prune(self, record: Record, probe: Probe, curve: Curve) -> str:
         """The paper runs every probe to its end."""
         return ""
+
+    def _observations(self, record: Record) -> tuple[Observation, ...]:
+        """What the sampler knows of all trials."""
+        return pooled_observations(record) if self.pool else observations(record)
 
     def _tau(self, settings: Settings, stage: int) -> int:
         first = self.tau if self.tau is not None else max(1, min(1000, settings.steps // 16))
@@ -196,7 +210,7 @@ class AutoLRS:
 
     def _decide(self, record: Record, stage: Stage) -> Decide:
         settings = record.settings
-        found = of_stage(observations(record), stage.index)
+        found = of_stage(self._observations(record), stage.index)
         previous = record.stages[-2].rate if stage.index else None
         winner = None
         if all_diverged(stage) and previous is None:
@@ -214,7 +228,7 @@ class AutoLRS:
         return Decide(stage.index, rate, stop, pieces, winner=winner, reason=f"{rate:.3g}: {reason}")
 
     def _pick(self, record: Record, stage: Stage) -> int:
-        found = observations(record)
+        found = self._observations(record)
         if self.pick == "forecast":
             good = [t for t in stage.trials if t.forecast is not None and math.isfinite(t.forecast.mean)]
             return min(good, key=lambda t: (t.forecast.mean if t.forecast else math.inf, t.rate)).number

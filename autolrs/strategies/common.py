@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from autolrs.curves.pooled import pooled
 from autolrs.errors import DivergedError
+from autolrs.forecasts import Forecasts
 from autolrs.protocols import Observation
 from autolrs.records import READ, Curve, Probed, Record, Stage, TrialState
 
@@ -34,6 +38,26 @@ def observations(record: Record) -> tuple[Observation, ...]:
         for stage in record.stages
         for trial in stage.trials
     )
+
+
+def pooled_observations(record: Record) -> tuple[Observation, ...]:
+    """`observations`, with the forecasts of each stage's trials pooled over their rates (`autolrs.curves.pooled`)."""
+    found = list(observations(record))
+    first = 0
+    for stage in record.stages:
+        told = [
+            (first + trial.number, trial.rate, curve, trial.forecast)
+            for trial in stage.trials
+            if trial.forecast is not None and (curve := trial.validation or trial.curve)
+        ]
+        first += len(stage.trials)
+        if told:
+            indices, rates, curves, own = zip(*told, strict=True)
+            at, mean, std = np.array([(forecast.at, forecast.mean, forecast.std) for forecast in own]).T
+            levels = pooled(curves, rates, Forecasts(at, mean, std))
+            for index, mean, std in zip(indices, levels.mean, levels.std, strict=True):
+                found[index] = replace(found[index], value=float(mean), std=float(std))
+    return tuple(found)
 
 
 def of_stage(found: tuple[Observation, ...], stage: int) -> list[Observation]:

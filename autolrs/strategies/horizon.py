@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from autolrs.curves.pooled import last
+from autolrs.curves.stopping import chance
 from autolrs.engine import remaining
 from autolrs.errors import SettingError
-from autolrs.protocols import Sampler
+from autolrs.protocols import CurveModel, Sampler
 from autolrs.records import (
     Curve,
     Decide,
@@ -33,7 +35,7 @@ from autolrs.records import (
     TrialState,
 )
 from autolrs.samplers import GPSampler
-from autolrs.schedules import Piece, base_pieces, cut
+from autolrs.schedules import Piece, Schedule, base_pieces, cut
 from autolrs.strategies.common import (
     PlannedStage,
     all_diverged,
@@ -59,6 +61,9 @@ class Horizon:
         first_share: share of the budget that the first search may spend.
         adopt: keep the winner's plateau as training (cheaper); False: start again from the checkpoint (better).
         prune_losers: stop probes that cannot win.
+        beat: a probe is stopped once its chance of beating the best one is below this.
+        curves: forecasts a probe's end, for that chance; None: a probe is stopped where it has made less than half
+            of the best one's progress.
         later: kept steps, as shares of the run, at which the rate is looked at again.
         clear: a later stage changes the rate only for a gain of this many standard deviations.
         sampler: proposes rates.
@@ -72,9 +77,11 @@ class Horizon:
     first_share: float = 0.8
     adopt: bool = False
     prune_losers: bool = True
+    beat: float = 0.05
     later: tuple[float, ...] = ()
     clear: float = 2.0
     sampler: Sampler = field(default_factory=GPSampler)
+    curves: CurveModel | None = None
 
     name = "horizon"
     search_budget = 0.3
@@ -87,6 +94,7 @@ class Horizon:
             ("warmup >= 0", self.warmup >= 0),
             ("decay > 0, warmup + decay <= 1", self.decay > 0 and self.warmup + self.decay <= 1),
             ("0 < first_share <= 1", 0 < self.first_share <= 1),
+            ("0 <= beat < 1", 0 <= self.beat < 1),
             ("clear >= 0", self.clear >= 0),
             ("0 < later < 1, rising", all(a < b for a, b in zip((0.0, *self.later), (*self.later, 1.0), strict=True))),
         ):
@@ -134,22 +142,23 @@ class Horizon:
         return Forecast(at=float(length), mean=probed.objective, std=std)
 
     def prune(self, record: Record, probe: Probe, curve: Curve) -> str:
-        """Stop where the probe has made less than half of the best one's progress by the same step.
-
-        Not before 40 % of the probe, and only against a finished probe: same start, same batches, so that the
-        difference of two smoothed losses says more than either.
-        """
+        """Stop a probe that will hardly beat the best finished one; not before 40 % of it."""
         stage = record.stages[probe.stage]
         done = curve.offsets[-1] + 1 if len(curve) else 0
         best = self._best(stage)
         if not self.prune_losers or best is None or best.curve is None or done < 0.4 * probe.length:
             return ""
-        rival = _until(best.curve, done)
-        start = best.first_loss if best.first_loss is not None else best.curve.losses[0]
-        gain, best_gain = start - recent(curve), start - recent(rival)
-        if best_gain > 0 and gain < 0.5 * best_gain - 2 * (curve.noise + rival.noise) / math.sqrt(len(curve) / 4):
-            return f"{gain / best_gain:.0%} of the best probe's progress at step {int(done)}"
-        return ""
+        if self.curves is None:
+            return _outpaced(curve, best, best.curve, done)
+        forecast = self.curves.extrapolate(
+            [curve],
+            [float(probe.length)],
+            schedule=Schedule(probe.pieces),
+            history=[part.curve for part in record.kept],
+        )
+        rivals = [trial.curve for trial in stage.trials if trial.state is TrialState.COMPLETE and trial.curve]
+        wins = chance(curve, forecast, last(best.curve)[0], rivals)
+        return f"a chance of {wins:.1%} to beat the best probe at step {int(done)}" if wins < self.beat else ""
 
     def _starts(self, settings: Settings) -> list[int]:
         """Kept steps at which a stage starts. None is shorter than its probes, so a very short run has fewer."""
@@ -295,6 +304,19 @@ class Horizon:
             adopt=plateau,
             reason=reason,
         )
+
+
+def _outpaced(curve: Curve, best: Trial, best_curve: Curve, done: float) -> str:
+    """Whether a probe has made less than half of the best one's progress by the same step.
+
+    Both have the same start and the same batches, so that the difference of two smoothed losses says more than either.
+    """
+    rival = _until(best_curve, done)
+    start = best.first_loss if best.first_loss is not None else best_curve.losses[0]
+    gain, best_gain = start - recent(curve), start - recent(rival)
+    if best_gain > 0 and gain < 0.5 * best_gain - 2 * (curve.noise + rival.noise) / math.sqrt(len(curve) / 4):
+        return f"{gain / best_gain:.0%} of the best probe's progress at step {int(done)}"
+    return ""
 
 
 def _until(curve: Curve, steps: float) -> Curve:
