@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from autolrs.forecasts import Forecasts
 from autolrs.records import Curve, Event, Forecast, Instruction, Probe, Probed, Record
 from autolrs.schedules import Schedule
 
+if TYPE_CHECKING:
+    from autolrs.forecasts import Forecasts
+
 __all__ = ["Callback", "CurveModel", "Forecasts", "Observation", "Sampler", "Strategy"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Forecasts` is here too, but imported only when it is asked for: it needs NumPy."""
+    if name == "Forecasts":
+        from autolrs.forecasts import Forecasts
+
+        return Forecasts
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @runtime_checkable

@@ -85,8 +85,8 @@ def tune(
         strategy: "horizon", "autolrs", or a `protocols.Strategy`.
         search_budget: probe steps at most, as a share of `steps`; None: the strategy's own (horizon 0.3,
             autolrs 1.0); 0: plain training on the base schedule at the optimizer's own rate.
-        curve_model: "auto", "exponential", or a `protocols.CurveModel`; forecasts the probes of "autolrs" (those of
-            "horizon" are complete in themselves).
+        curve_model: "auto", "bayes", "exponential", "law", "pfn", or a `protocols.CurveModel`; forecasts the probes of
+            "autolrs"; those of "horizon" are complete in themselves, and it is asked only if `stop` is "chance".
         executor: "serial".
         storage: None: a journal file in ./autolrs-runs/NAME; a folder; or any Optuna storage URL.
         name: of the study; None: the function's name and 8 hex digits of the settings that identify it.
@@ -450,6 +450,14 @@ def _account_for_crash(store: StudyStore, director: Director) -> None:
 def _changes(old: Settings, new: Settings) -> str:
     """What differs in the identity of two settings; "" if nothing does."""
     was, now = _identity(old), _identity(new)
+    if was["strategy"] == now["strategy"]:  # name the options that differ, and not those that another setting explains
+        same = {key for key, value in was["options"].items() if now["options"].get(key, was) == value}
+        if was["curve_model"] != now["curve_model"]:
+            same.add("curves")
+        was, now = (
+            side | {"options": {key: value for key, value in side["options"].items() if key not in same}}
+            for side in (was, now)
+        )
     return "; ".join(f"{key} was {was[key]!r}, now {now[key]!r}" for key in _IDENTITY if was[key] != now[key])
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import SPACE, GridSampler, Problem, SyntheticTrainer, replayed, settings_of
 
 from autolrs import engine
+from autolrs.curves.exponential import Exponential
 from autolrs.errors import SettingError
+from autolrs.forecasts import Forecasts
 from autolrs.records import Curve, Decide, Decided, Issued, Open, Opened, Probe, Probed, Started, Trained, TrialState
 from autolrs.samplers import GPSampler
-from autolrs.schedules import BASES, Schedule
+from autolrs.schedules import BASES, Schedule, base_pieces
 from autolrs.strategies.common import PlannedStage
 from autolrs.strategies.horizon import Horizon
 
@@ -163,7 +167,7 @@ def _during(curve_losses, best_losses, *, length=100, noise=0.0, **options):
         end = Probed(0, 0, TrialState.COMPLETE, length, best, first_loss=best_losses[0], objective=best_losses[-1])
         record = engine.apply(record, replace(end, forecast=strategy.judge(record, end)))
     record = engine.apply(record, Issued(0, len(record.stages[0].trials), 0.2, length))
-    probe = Probe(0, 1, 0.2, length, ())
+    probe = Probe(0, 1, 0.2, length, base_pieces("constant", rate=0.2, start=0, stop=length))
     curve = replace(Curve.reduce(curve_losses, rates), noise=noise)
     return strategy.prune(record, probe, curve)
 
@@ -192,6 +196,31 @@ def test_nothing_is_stopped_too_soon_or_without_a_measure():
     assert _during(falling(0.3, 48), falling(1, 100), prune_losers=False) == ""
     assert _during(falling(0.3, 48), falling(1, 100), noise=2.0) == ""
     assert _during(falling(0.3, 48), [3.0 + 0.01 * step for step in range(100)]) == ""  # the rival got nowhere
+
+
+def test_with_a_curve_model_what_will_hardly_win_is_stopped():
+    """A rival that falls to 1 by the end, and a probe that is still at 2.9 half-way."""
+    reason = _during(falling(0.1, 48), falling(1, 100), curves=Exponential(), stop="chance")
+    assert re.fullmatch(r"a chance of [\d.]+% to beat the best probe at step 48", reason)
+    assert _during(falling(1.2, 48), falling(1, 100), curves=Exponential(), stop="chance") == ""
+    assert _during(falling(0.1, 48), falling(1, 100), curves=Exponential(), stop="chance", beat=0.0) == ""
+    assert _during(falling(0.1, 39), falling(1, 100), curves=Exponential(), stop="chance") == ""
+    assert _during(falling(0.1, 48), [], curves=Exponential(), stop="chance") == ""
+
+
+def test_a_curve_model_is_told_the_rates_to_come():
+    asked = []
+
+    @dataclass(frozen=True)
+    class Spy:
+        def extrapolate(self, curves, at, *, schedule=None, history=()):
+            asked.append((at, schedule, history))
+            return Forecasts(np.array(at), np.array([2.0]), np.array([1.0]))
+
+    _during(falling(0.1, 48), falling(1, 100), curves=Spy(), stop="chance")
+    ((at, schedule, history),) = asked
+    assert (at, list(history)) == ([100.0], [])
+    assert schedule.over(0, 100) == [0.2] * 100
 
 
 def test_losers_are_stopped_in_a_whole_run():

@@ -76,7 +76,7 @@ def test_curve_models():
     [
         ("horizont", {}, "unknown strategy 'horizont'; known: autolrs, autolrs-published, horizon"),
         ("horizon", {"lenght": 0.1}, "strategy 'horizon' has no parameter 'lenght', did you mean 'length'\\?; it has "),
-        ("horizon", {"xyz": 0.1}, "has no parameter 'xyz'; it has adopt, clear, decay, "),
+        ("horizon", {"xyz": 0.1}, "has no parameter 'xyz'; it has adopt, beat, clear, decay, "),
         ("autolrs", {"sampler": "gp"}, "strategy 'autolrs' has no parameter 'sampler'"),
         ("autolrs", {"curves": "pfn"}, "strategy 'autolrs' has no parameter 'curves'"),
         ("autolrs", {"sampler.kapa": 1.0}, "autolrs's sampler has no parameter 'kapa', did you mean 'kappa'\\?"),

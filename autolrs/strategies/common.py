@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from autolrs.curves.pooled import pooled
 from autolrs.errors import DivergedError
 from autolrs.forecasts import Forecasts
 from autolrs.protocols import Observation
-from autolrs.records import READ, Curve, Probed, Record, Stage, TrialState
+from autolrs.records import READ, Curve, Forecast, Probed, Record, Stage, Trial, TrialState
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +46,26 @@ def pooled_observations(record: Record) -> tuple[Observation, ...]:
     found = list(observations(record))
     first = 0
     for stage in record.stages:
-        told = [
-            (first + trial.number, trial.rate, curve, trial.forecast)
-            for trial in stage.trials
-            if trial.forecast is not None and (curve := trial.validation or trial.curve)
-        ]
+        for number, forecast in _pooled(stage.trials):
+            found[first + number] = replace(found[first + number], value=forecast.mean, std=forecast.std)
         first += len(stage.trials)
-        if told:
-            indices, rates, curves, own = zip(*told, strict=True)
-            at, mean, std = np.array([(forecast.at, forecast.mean, forecast.std) for forecast in own]).T
-            levels = pooled(curves, rates, Forecasts(at, mean, std))
-            for index, mean, std in zip(indices, levels.mean, levels.std, strict=True):
-                found[index] = replace(found[index], value=float(mean), std=float(std))
     return tuple(found)
+
+
+@lru_cache(maxsize=64)  # the stages of the past are asked about at every decision
+def _pooled(trials: tuple[Trial, ...]) -> tuple[tuple[int, Forecast], ...]:
+    """Number and pooled forecast of each of a stage's trials that have a curve."""
+    told = [
+        (trial.number, trial.rate, curve, trial.forecast)
+        for trial in trials
+        if trial.forecast is not None and (curve := trial.validation or trial.curve)
+    ]
+    if not told:
+        return ()
+    numbers, rates, curves, own = zip(*told, strict=True)
+    at, mean, std = np.array([(forecast.at, forecast.mean, forecast.std) for forecast in own]).T
+    levels = pooled(curves, rates, Forecasts(at, mean, std))
+    return tuple((number, levels[i]) for i, number in enumerate(numbers))
 
 
 def of_stage(found: tuple[Observation, ...], stage: int) -> list[Observation]:

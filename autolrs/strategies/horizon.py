@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+from autolrs.curves import curve_model
 from autolrs.curves.pooled import last
 from autolrs.curves.stopping import chance
 from autolrs.engine import remaining
@@ -61,12 +63,14 @@ class Horizon:
         first_share: share of the budget that the first search may spend.
         adopt: keep the winner's plateau as training (cheaper); False: start again from the checkpoint (better).
         prune_losers: stop probes that cannot win.
-        beat: a probe is stopped once its chance of beating the best one is below this.
-        curves: forecasts a probe's end, for that chance; None: a probe is stopped where it has made less than half
-            of the best one's progress.
+        stop: "paired" stops a probe that has made less than half of the best one's progress by the same step,
+            "chance" one whose chance of beating the best one is below `beat`, as the curve model sees it. A miniature
+            gains most as its rate decays, which curve models underrate: "chance" saves more and errs more.
+        beat: see `stop`.
         later: kept steps, as shares of the run, at which the rate is looked at again.
         clear: a later stage changes the rate only for a gain of this many standard deviations.
         sampler: proposes rates.
+        curves: forecasts a probe's end where `stop` is "chance"; None: `auto`.
     """
 
     length: float = 0.04
@@ -77,6 +81,7 @@ class Horizon:
     first_share: float = 0.8
     adopt: bool = False
     prune_losers: bool = True
+    stop: str = "paired"
     beat: float = 0.05
     later: tuple[float, ...] = ()
     clear: float = 2.0
@@ -94,12 +99,17 @@ class Horizon:
             ("warmup >= 0", self.warmup >= 0),
             ("decay > 0, warmup + decay <= 1", self.decay > 0 and self.warmup + self.decay <= 1),
             ("0 < first_share <= 1", 0 < self.first_share <= 1),
+            ("stop is 'paired' or 'chance'", self.stop in ("paired", "chance")),
             ("0 <= beat < 1", 0 <= self.beat < 1),
             ("clear >= 0", self.clear >= 0),
             ("0 < later < 1, rising", all(a < b for a, b in zip((0.0, *self.later), (*self.later, 1.0), strict=True))),
         ):
             if not holds:
                 raise SettingError(f"`{rule}` must hold in strategy 'horizon', but got {self}.")
+
+    @cached_property
+    def _model(self) -> CurveModel:
+        return curve_model("auto") if self.curves is None else self.curves
 
     def plan(self, settings: Settings) -> tuple[PlannedStage, ...]:
         """Stages, probes and their lengths, if no probe is stopped early."""
@@ -148,9 +158,9 @@ class Horizon:
         best = self._best(stage)
         if not self.prune_losers or best is None or best.curve is None or done < 0.4 * probe.length:
             return ""
-        if self.curves is None:
+        if self.stop == "paired":
             return _outpaced(curve, best, best.curve, done)
-        forecast = self.curves.extrapolate(
+        forecast = self._model.extrapolate(
             [curve],
             [float(probe.length)],
             schedule=Schedule(probe.pieces),
