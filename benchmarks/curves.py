@@ -18,7 +18,7 @@ from autolrs.curves import CURVE_MODELS, curve_model
 from autolrs.curves.bayes import Bayes
 from autolrs.curves.exponential import PublishedExponential
 from autolrs.curves.points import points_of
-from autolrs.forecasts import LEVELS, Forecasts
+from autolrs.forecasts import Forecasts
 from autolrs.protocols import CurveModel
 from autolrs.records import Curve
 from autolrs.schedules import Schedule
@@ -106,8 +106,8 @@ def left_out(found: Sequence[Window]) -> Forecasts:
         # Every other source weighs the same.
         others = [scores[:, source == other].mean(axis=1) for other in np.unique(source) if other != name]
         choice[source == name] = np.mean(others, axis=0).argmin()
-    tables = np.stack([forecasts.quantiles(LEVELS) for forecasts in candidates])
-    chosen = Forecasts.tabulated(at, tables[choice, np.arange(len(found))])
+    tables = np.array([forecasts.table for forecasts in candidates])
+    chosen = Forecasts.tabulated(at, tables[choice, np.arange(len(found))], candidates[0].log)
     return replace(chosen, mean=chosen.median)
 
 
@@ -128,7 +128,7 @@ def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS) -> None:
     rows.assign(commit=commit()).round(5).to_csv(ROWS, lineterminator="\n")
     picture(results, found, PICTURE)
     lines = document(rows, score(left_out(found), found), raw(found, names), most)
-    lines += ["", "## Probes: choosing and stopping", "", *siblings.section(), "", "## Loss laws", "", *laws.section()]
+    lines += ["", "## Probes: choosing and stopping", "", *siblings.section(), "", *laws.section()]
     DOCUMENT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -206,3 +206,11 @@ def test_settings_are_checked():
 def test_tails_are_cut_where_said():
     assert SEEN == 0.6
     assert float(ndtri(0.975)) < 3  # what `test_the_history_widens` relies on
+
+
+def test_of_a_curve_that_blows_up_no_absurd_loss_is_forecast():
+    losses = [300.0 * 1.5**i for i in range(40)]
+    curve = Curve(tuple(map(float, range(40))), tuple(losses), (0.1,) * 40)
+    forecast = Auto().extrapolate([curve], [400.0])
+    assert losses[-1] / 5 < forecast.mean[0] <= 5 * losses[-1]
+    assert np.isfinite(forecast.std[0])

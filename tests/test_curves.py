@@ -61,6 +61,8 @@ def test_left_out_forecasts_are_those_of_one_of_the_settings(folder):
     candidates = [Bayes(misfit=m, reach=r) for m in (0.15, 0.3, 0.6) for r in (1.0, 2.0, 4.0)]
     medians = [model.extrapolate([w.curve for w in found], [w.at for w in found]).median for model in candidates]
     assert (np.abs(np.array(medians) / chosen.median - 1).min(axis=0) < 1e-9).all()
+    assert chosen.log is not None
+    assert chosen.log.all()
     assert np.isfinite(score(chosen, found).log_score).all()
 
 

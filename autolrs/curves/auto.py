@@ -51,6 +51,7 @@ CALM: Final = 20.0
 
 _CLIP: Final = 8.0  # of log densities
 _FARTHEST: Final = 3.0  # of normal scores
+_ROOF: Final = 5.0  # point forecasts are at most so many times the largest |loss| seen: what blows up has no median
 
 
 class _Test(NamedTuple):
@@ -125,7 +126,9 @@ class Auto:
                 row[list(tails)] += own
                 answers, logits = [*answers, _rows(answer, slice(len(curves)))], np.vstack([logits, row])
         found = _average(answers, logits).widened(width)
-        return replace(found, mean=found.median, std=np.where(np.isnan(found.std), np.inf, found.std))
+        sizes = (max((abs(loss) for loss in curve.losses if np.isfinite(loss)), default=np.inf) for curve in curves)
+        roof = np.array([_ROOF * size for size in sizes])
+        return replace(found, mean=np.minimum(found.median, roof), std=np.where(np.isnan(found.std), np.inf, found.std))
 
 
 @dataclass(frozen=True, slots=True)
