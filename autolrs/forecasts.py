@@ -83,7 +83,7 @@ class Forecasts:
         """From a density that is constant on bars between `edges` (n, b + 1), with `probabilities` (n, b)."""
         levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
         levels /= levels[:, -1:]
-        table = np.array([np.interp(LEVELS, level, x) for level, x in zip(levels, edges, strict=True)])
+        table = np.array([_at_levels(level, x) for level, x in zip(levels, edges, strict=True)])
         return cls.tabulated(at, table.reshape(-1, len(LEVELS)), log)
 
     @classmethod
@@ -103,7 +103,7 @@ class Forecasts:
         for row in range(len(out)):
             knots = np.unique(tables[:, row][[i for i, (_, v) in enumerate(used) if v[row] > 0]])
             level = sum(v[row] * _cdf(knots, tables[i, row]) for i, (_, v) in enumerate(used) if v[row] > 0)
-            out[row] = np.interp(LEVELS, level, knots)
+            out[row] = _at_levels(level, knots)
         return cls.tabulated(parts[0].at, out, log)
 
     def widened(self, factor: ArrayLike) -> Forecasts:
@@ -186,6 +186,12 @@ def _interpolate(level: float, levels: Array, table: Array) -> Array:
     right = int(np.searchsorted(levels, level))
     share = (level - levels[right - 1]) / (levels[right] - levels[right - 1])
     return np.asarray((1 - share) * table[:, right - 1] + share * table[:, right])
+
+
+def _at_levels(level: Array, x: Array) -> Array:
+    """Quantiles at `LEVELS` from those at `level`; divided by their size, as slopes of huge losses overflow."""
+    size = float(np.abs(x).max()) or 1.0
+    return np.asarray(np.interp(LEVELS, level, x / size) * size)
 
 
 def _tails(row: Array) -> tuple[float, float]:

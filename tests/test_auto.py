@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
@@ -180,6 +180,7 @@ def test_the_loss_scale_does_not_matter(losses, at, k):
     st.lists(st.lists(st.floats(), max_size=30), max_size=2),
     st.floats(0, 1e6),
 )
+@example([[0.0, 1.778521656910492e308, *[0.0] * 6]], [], 35.0)
 def test_any_input_gives_an_answer_without_a_warning(curves, history, at):
     found = MODEL.extrapolate([curve(losses) for losses in curves], [at] * len(curves), history=[*map(curve, history)])
     for i, losses in enumerate(curves):
