@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from autolrs.curves.bayes import Bayes
 from autolrs.curves.law.law import Law
-from autolrs.curves.pfn.model import PFN
+from autolrs.curves.pfn.model import PFN, ROOF
 from autolrs.curves.points import FEWEST
 from autolrs.curves.pooled import last
 from autolrs.errors import SettingError
@@ -51,7 +51,6 @@ CALM: Final = 20.0
 
 _CLIP: Final = 8.0  # of log densities
 _FARTHEST: Final = 3.0  # of normal scores
-_ROOF: Final = 5.0  # point forecasts are at most so many times the largest |loss| seen: what blows up has no median
 
 
 class _Test(NamedTuple):
@@ -127,7 +126,7 @@ class Auto:
                 answers, logits = [*answers, _rows(answer, slice(len(curves)))], np.vstack([logits, row])
         found = _average(answers, logits).widened(width)
         sizes = (max((abs(loss) for loss in curve.losses if np.isfinite(loss)), default=np.inf) for curve in curves)
-        roof = np.array([_ROOF * size for size in sizes])
+        roof = np.array([ROOF * size for size in sizes])
         return replace(found, mean=np.minimum(found.median, roof), std=np.where(np.isnan(found.std), np.inf, found.std))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ class Law:
             ValueError: `curves` and `at` differ in length.
         """
         with np.errstate(all="ignore"):
-            examined = self._examined(history)
+            examined = _examined(self, tuple(history))
             fitted = None if isinstance(examined, str) else examined
             rows = [_forecast(fitted, curve, float(offset), schedule) for curve, offset in zip(curves, at, strict=True)]
         return _student(at, rows)
@@ -94,7 +95,7 @@ class Law:
     def ready(self, history: Sequence[Curve]) -> str:
         """Why the laws may not act on what follows `history`; "" if they may."""
         with np.errstate(all="ignore"):
-            examined = self._examined(history)
+            examined = _examined(self, tuple(history))
         return examined if isinstance(examined, str) else ""
 
     def fit(self, history: Sequence[Curve], probes: Sequence[Curve] = ()) -> Fit | None:
@@ -156,6 +157,11 @@ class Law:
         if not any(one.identified for one in shape):
             return "; ".join(f"{one.name} is not identified: {one.reason}" for one in shape)
         return _Fitted(found, run)
+
+
+@lru_cache(maxsize=8)  # whether the laws may act is asked before each forecast, of the same history for all probes
+def _examined(law: Law, history: tuple[Curve, ...]) -> _Fitted | str:
+    return law._examined(history)
 
 
 class _Fitted(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from autolrs.curves.law.fitting import Observed
 from autolrs.curves.law.paths import Array, RatePath
+from autolrs.curves.points import noise_of
 from autolrs.records import Curve
 from autolrs.schedules import Schedule
 
@@ -49,14 +50,8 @@ def points(curves: Sequence[Curve]) -> tuple[Array, Array, Array]:
         before = steps < curve.start
         steps = np.concatenate([steps[before], curve.start + offsets[order]])
         losses = np.concatenate([losses[before], own[order]])
-        noise = np.concatenate([noise[before], np.full(len(own), curve.noise or _roughness(own[order]))])
+        noise = np.concatenate([noise[before], np.full(len(own), curve.noise or noise_of(own[order]))])
     return steps, losses, noise
-
-
-def _roughness(losses: Array) -> float:
-    """Noise of points from the differences of neighbours in the last third (von Neumann 1941)."""
-    differences = np.diff(losses[-max(16, len(losses) // 3) :])
-    return float(np.sqrt(0.5 * np.mean(differences**2))) if len(differences) else 0.0
 
 
 def thinned(steps: Array, losses: Array, noise: Array) -> tuple[Array, Array, Array]:

@@ -33,10 +33,12 @@ Array = NDArray[np.float64]
 SHIPPED: Final = Path(__file__).with_name("small.safetensors")
 SHA256: Final = "5877e17839a3cb250b07c642e00d73750062ae545280e95651b3f7d3233e3dd4"
 
+ROOF: Final = 5.0
+"""Point forecasts are at most so many times the largest |loss| seen: what blows up has no median."""
+
 _FARTHEST = 30.0  # observed spans; the network has seen little beyond
 _WIDE = 0.5  # relative spread where no shape can be made out
 _STUCK = 1e-3  # and of losses that are all the same, which the prior does not hold
-_ROOF = 5.0  # point forecasts are at most so many times the largest |loss| seen
 _NOISIEST = 3.0  # noise over the last loss
 _MOST = sys.float_info.max / 4  # differences of such losses are numbers, too
 _LOGS = (math.log(sys.float_info.min), math.log(_MOST))
@@ -96,7 +98,7 @@ class PFN:
         # The median is the better point forecast: bars far out hold little probability but a lot of mean. Of a curve
         # that explodes no number is a forecast.
         with np.errstate(over="ignore"):
-            most = np.minimum(_ROOF * scale, _MOST)
+            most = np.minimum(ROOF * scale, _MOST)
         return replace(
             found, mean=np.clip(found.median, -most, most), std=np.where(np.isnan(found.std), np.inf, found.std)
         )
