@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from autolrs.predictions import FINAL, INTERVAL, Predictions, predict, schedule_of
 from autolrs.records import Record
-from autolrs.report import number
+from autolrs.report import number, table_of
 
 
 def report(record: Record, schedules: Sequence[str]) -> RenderableType:
@@ -32,7 +31,9 @@ def report(record: Record, schedules: Sequence[str]) -> RenderableType:
 
 def _forecasts(found: Predictions) -> Table:
     low, high = INTERVAL
-    table = _table("schedule", "steps >", "final loss >", f"{high - low:.0%} interval >", "measured >")
+    table = table_of(
+        "schedule", "steps >", "final loss >", f"{high - low:.0%} interval >", "measured >", wrapped=("schedule",)
+    )
     for row in found.rows:
         interval = f"{number(row.low)} – {number(row.high)}"
         table.add_row(row.name, f"{row.schedule.steps:,}", number(row.mean), interval, number(row.measured))
@@ -40,17 +41,9 @@ def _forecasts(found: Predictions) -> Table:
 
 
 def _parameters(found: Predictions) -> Table:
-    table = _table("parameter", "value >", "± >", "identified")
+    table = table_of("parameter", "value >", "± >", "identified", wrapped=("identified",))
     for one in found.parameters:
         deviation = f"× {number(math.exp(one.std), 3)}" if one.log else number(one.std, 2)
         verdict = Text("yes", "green") if one.identified else Text(f"no: {one.reason}", "yellow")
         table.add_row(one.name, number(one.value), deviation, verdict)
-    return table
-
-
-def _table(*headings: str) -> Table:
-    """A heading that ends in " >" is for numbers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
-    for heading in headings:
-        table.add_column(heading.removesuffix(" >"), justify="right" if heading.endswith(" >") else "left")
     return table

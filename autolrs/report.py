@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
@@ -61,7 +61,7 @@ def summary(study: Study) -> RenderableType:
 
 def plan_table(settings: Settings, stages: Sequence[PlannedStage]) -> RenderableType:
     """What a run will do, and cost at most, before any of it is paid."""
-    table = _table("stage >", "from step >", "probes >", "steps each >", "probe steps >")
+    table = table_of("stage >", "from step >", "probes >", "steps each >", "probe steps >")
     for stage in stages:
         cells = (stage.stage, stage.start, stage.probes, stage.length, stage.probes * stage.length)
         table.add_row(*(f"{cell:,}" for cell in cells))
@@ -72,7 +72,7 @@ def plan_table(settings: Settings, stages: Sequence[PlannedStage]) -> Renderable
 
 def spaces_table() -> RenderableType:
     """The shipped search spaces."""
-    table = _table("name", "for", "rates", "schedule", "warm-up >", "reference")
+    table = table_of("name", "for", "rates", "schedule", "warm-up >", "reference")
     for name in SearchSpace.names():
         space = SearchSpace.load(name)
         low, high = space.bounds
@@ -85,7 +85,7 @@ def spaces_table() -> RenderableType:
 
 def schedule_table(pieces: tuple[Piece, ...], ratios: tuple[float, ...]) -> RenderableType:
     """A row for each piece; several parameter groups get a line with their multiples."""
-    table = _table("steps >", "shape", "from rate >", "to rate >")
+    table = table_of("steps >", "shape", "from rate >", "to rate >")
     for piece in pieces:
         ends = (piece.rate(piece.start), piece.rate(piece.stop))
         table.add_row(f"{piece.start:,} – {piece.stop:,}", piece.shape, *(number(rate) for rate in ends))
@@ -175,7 +175,7 @@ def _changed(options: Mapping[str, Any], default: object, prefix: str = "") -> d
 
 
 def _stages(record: Record) -> Table:
-    table = _table("stage >", "steps >", "rate >", "probes >", "adopted >", "why")
+    table = table_of("stage >", "steps >", "rate >", "probes >", "adopted >", "why")
     for stage in record.stages:
         stop = "…" if stage.stop is None else f"{stage.stop:,}"
         table.add_row(
@@ -202,7 +202,7 @@ def _probes(record: Record, wide: bool) -> Table:
         *(["forecast >", "came true >"] if forecasts else []),
         "",
     ]
-    table = _table(*names, *(["why"] if wide else []))
+    table = table_of(*names, *(["why"] if wide else []))
     stage = None
     for row in rows:
         if stage not in (None, row["stage"]):
@@ -223,15 +223,15 @@ def _probes(record: Record, wide: bool) -> Table:
     return table
 
 
-def _table(*headings: str) -> Table:
-    """A table of these columns; a heading that ends in " >" is for numbers."""
+def table_of(*headings: str, wrapped: Collection[str] = ("why", "reference")) -> Table:
+    """A table of these columns, of which those `wrapped` may be broken; a heading that ends in " >" is for numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
     for heading in headings:
         right = heading.endswith(" >")
         table.add_column(
             heading.removesuffix(" >"),
             justify="right" if right else "left",
-            no_wrap=heading not in ("why", "reference"),
+            no_wrap=heading not in wrapped,
         )
     return table
 
