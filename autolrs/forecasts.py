@@ -67,7 +67,8 @@ class Forecasts:
             mean = middle @ np.diff(LEVELS) + LEVELS[0] * (table[:, 0] + table[:, -1])
             low, high = (_interpolate(level, LEVELS, table) for level in _ONE_STD)
             mean, low, high = (np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x) for x in (mean, low, high))
-            return cls(at, mean, 0.5 * (high - low), table, in_log)
+            # Of a certain forecast the two differ by rounding only, either way round.
+            return cls(at, mean, np.maximum(0.5 * (high - low), 0.0), table, in_log)
 
     @classmethod
     def student_t(

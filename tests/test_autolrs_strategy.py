@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from synthetic import SPACE, GridSampler, LastLoss, Problem, SyntheticTrainer, replayed, settings_of
 
@@ -342,6 +342,7 @@ def test_a_whole_run():
 
 @settings(max_examples=4, deadline=None)
 @given(st.floats(1e-3, 1e3))
+@example(995.0)  # a lone forecast of variance 0 had a deviation of -3e-16, which counted as unknown
 def test_the_unit_of_the_loss_does_not_matter(size):
     strategy = AutoLRS(tau=100, tau_max=400, k=5)
     ours, theirs = (run(strategy, problem=Problem(size=each), validates=True).record for each in (1.0, size))
