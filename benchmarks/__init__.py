@@ -1,1 +1,1 @@
-"""What tuning is worth: the examples trained with fixed schedules, and the same examples tuned by autolrs."""
+"""What tuning is worth: the same tasks trained with tuned schedules, with rivals, and tuned by autolrs."""

@@ -1,11 +1,11 @@
 """Benchmarks of autolrs. Run from the repository's root.
 
-python -m benchmarks baselines     fixed schedules on every task -> benchmarks/results/baselines.csv (continues)
-python -m benchmarks tuned         autolrs on every task         -> benchmarks/results/tuned.csv (continues)
-python -m benchmarks table         both                          -> docs/benchmarks.md
+python -m benchmarks run           all methods on all tasks      -> benchmarks/results/runs.parquet (continues)
+python -m benchmarks report        those rows                    -> docs/benchmarks.md, docs/benchmarks.png
 python -m benchmarks choices       what the defaults beat        -> docs/choices.md (continues)
+python -m benchmarks lengths       the best rate by length       -> a part of docs/choices.md (continues)
 python -m benchmarks performance   what a session costs          -> docs/performance.md
-python -m benchmarks curves        curve models on real curves  -> docs/curves.md
+python -m benchmarks curves        curve models on real curves   -> docs/curves.md
 python -m benchmarks siblings      choosing and stopping probes  -> stdout, a part of docs/curves.md
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
 python -m benchmarks.proposals     what a proposal costs
@@ -18,8 +18,7 @@ import os
 
 import torch
 
-from benchmarks import baselines
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import EXAMPLES, TASKS
 
 
 def main() -> None:
@@ -27,62 +26,73 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("baselines", "tuned"):
-        command = commands.add_parser(name)
-        command.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-        command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    commands.choices["baselines"].add_argument("--budget-minutes", type=float, default=60)
-    commands.choices["tuned"].add_argument("--strategies", nargs="+", default=["horizon", "autolrs"])
-    commands.add_parser("table")
-    commands.add_parser("choices")
-    commands.add_parser("performance")
-    commands.add_parser("laws")
-    commands.add_parser("siblings")
+    run = commands.add_parser("run")
+    run.add_argument("--tasks", nargs="+", choices=TASKS, default=list(EXAMPLES))
+    run.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or kinds; default: all")
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first one chooses the finalists")
+    run.add_argument("--budget-minutes", type=float, default=60.0, help="stop before a run that would not fit")
+    run.add_argument("--share", default="0/1", metavar="K/N", help="this is process K, from 0, of N side by side")
+    for name in ("report", "choices", "lengths", "performance", "laws", "siblings"):
+        commands.add_parser(name)
     curves = commands.add_parser("curves")
     curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
     curves.add_argument("--most", type=int, default=40, help="windows of each source, kind and share")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.command == "table":
-        from benchmarks.table import write
+    match given.command:
+        case "run":
+            _run(given)
+        case "report":
+            from benchmarks import report
 
-        write()
-        return
-    if given.command == "choices":
-        from benchmarks import choices
+            report.write()
+        case "choices":
+            from benchmarks import choices
 
-        choices.run_all()
-        return
-    if given.command == "performance":
-        from benchmarks import performance
+            choices.run_all()
+        case "lengths":
+            from benchmarks import choices, lengths
 
-        performance.write()
-        return
-    if given.command == "laws":
-        from benchmarks.laws import section
+            lengths.run_all()
+            choices.run_all()
+        case "performance":
+            from benchmarks import performance
 
-        print("\n".join(section()))
-        return
-    if given.command == "siblings":
-        from benchmarks import siblings
+            performance.write()
+        case "laws":
+            from benchmarks import laws
 
-        print("\n".join(siblings.section()))
-        return
-    if given.command == "curves":
-        from benchmarks.curves import write as write_curves
-        from benchmarks.windows import VARIABLE
+            print("\n".join(laws.section()))
+        case "siblings":
+            from benchmarks import siblings
 
-        if given.curves:
-            os.environ[VARIABLE] = given.curves
-        write_curves(given.most)
-        return
-    tasks = [TASKS[name] for name in given.tasks]
-    if given.command == "baselines":
-        baselines.run_all(tasks, given.seeds, given.budget_minutes)
-    else:
-        from benchmarks import tuned
+            print("\n".join(siblings.section()))
+        case "curves":
+            _curves(given)
 
-        tuned.run_all(tasks, given.strategies, given.seeds)
+
+def _run(given: argparse.Namespace) -> None:
+    from benchmarks.campaign import run_all
+    from benchmarks.methods import METHODS
+
+    asked = given.methods or list(METHODS)
+    unknown = [name for name in asked if name not in METHODS and all(m.kind != name for m in METHODS.values())]
+    if unknown:
+        raise SystemExit(f"no method or kind is called {', '.join(unknown)}; there are {', '.join(METHODS)}.")
+    methods = [method for method in METHODS.values() if method.name in asked or method.kind in asked]
+    k, n = map(int, given.share.split("/"))
+    run_all(
+        [TASKS[name] for name in given.tasks], methods, given.seeds, budget_minutes=given.budget_minutes, share=(k, n)
+    )
+
+
+def _curves(given: argparse.Namespace) -> None:
+    from benchmarks.curves import write
+    from benchmarks.windows import VARIABLE
+
+    if given.curves:
+        os.environ[VARIABLE] = given.curves
+    write(given.most)
 
 
 if __name__ == "__main__":

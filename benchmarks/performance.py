@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import autolrs
 from autolrs.snapshot import track
-from benchmarks.baselines import PlainSession
+from benchmarks.plain import PlainSession
 from benchmarks.tasks import TASKS, seed_all
 from examples.char_gpt import GPT, data, optimizer
 
@@ -134,7 +134,7 @@ def overhead(pairs: int) -> tuple[list[float], float]:
 
     def plain(train: Callable[[Any], object] = idle) -> None:
         seed_all(0)
-        train(PlainSession(schedule))
+        train(PlainSession(task.steps, schedule))
 
     tuned(), plain()  # imports and caches
     added = [seconds(tuned) - seconds(plain) for _ in range(pairs)]

@@ -1,11 +1,12 @@
-"""The examples as benchmark tasks: the same train functions, data and splits, nothing copied."""
+"""What is trained: the examples, and the problems of this folder. The same train functions, data and splits for all."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -16,13 +17,15 @@ from autolrs.space import SearchSpace
 
 @dataclass(frozen=True)
 class Task:
-    """An example to train.
+    """Something to train.
 
     Attributes:
-        module: the example; it has `data`, `train` and `STEPS`.
+        module: it has `data`, `train`, `optimizer` and `STEPS`.
         space: search space of the tuned runs; the fixed schedules have its warm-up too.
         rates: the seven peak rates that the fixed schedules are tried with.
         default_rate: the optimizer's own default in torch.
+        development: whether defaults were chosen on it; else it only confirms.
+        times: how often the module's steps make a run.
     """
 
     name: str
@@ -30,14 +33,21 @@ class Task:
     space: str
     rates: tuple[float, ...]
     default_rate: float = 1e-3
+    development: bool = False
+    times: int = 1
+
+    @property
+    def source(self) -> ModuleType:
+        return import_module(self.module)
 
     @property
     def train(self) -> Callable[[Any], dict[str, float]]:
-        return import_module(self.module).train
+        train: Callable[[Any], dict[str, float]] = self.source.train
+        return train
 
     @property
     def steps(self) -> int:
-        return import_module(self.module).STEPS
+        return self.times * int(self.source.STEPS)
 
     @property
     def warmup(self) -> int:
@@ -46,7 +56,7 @@ class Task:
 
     def load(self) -> None:
         """Read the data now, so that no run's wall time has it."""
-        import_module(self.module).data()
+        self.source.data()
 
 
 def half_decades(first: int, count: int = 7) -> tuple[float, ...]:
@@ -58,14 +68,28 @@ def half_decades(first: int, count: int = 7) -> tuple[float, ...]:
     return tuple(float(f"{10 ** ((first + i) / 2):.3g}") for i in range(count))
 
 
+LONGER: Final = 4
+"""How often as long the longer setting of a task is."""
+
+_SHORT: Final = (
+    Task("mnist_cnn", "examples.mnist_cnn", "sgd", half_decades(-6), development=True),
+    Task("char_gpt", "examples.char_gpt", "adamw", half_decades(-8), development=True),
+    Task("tabular_mlp", "examples.tabular_mlp", "adam", half_decades(-8), development=True),
+    Task("vit_digits", "benchmarks.problems.vit_digits", "adamw", half_decades(-8)),
+    Task("gru_weather", "benchmarks.problems.gru_weather", "adam", half_decades(-8)),
+    Task("finetune_digits", "benchmarks.problems.finetune_digits", "adamw", half_decades(-8)),
+    Task("glove_tokens", "benchmarks.problems.glove_tokens", "adagrad", half_decades(-6), default_rate=1e-2),
+)
+
 TASKS: Final = {
     task.name: task
-    for task in (
-        Task("mnist_cnn", "examples.mnist_cnn", "sgd", half_decades(-6)),
-        Task("char_gpt", "examples.char_gpt", "adamw", half_decades(-8)),
-        Task("tabular_mlp", "examples.tabular_mlp", "adam", half_decades(-8)),
-    )
+    for short in _SHORT
+    for task in (short, replace(short, name=f"{short.name}@{LONGER}", times=LONGER * short.times))
 }
+"""By name; "@4" is the longer setting."""
+
+EXAMPLES: Final = tuple(task.name for task in _SHORT if task.development)
+CONFIRMATION: Final = tuple(task.name for task in _SHORT if not task.development)
 
 
 def seed_all(seed: int) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from itertools import product
 from tempfile import TemporaryDirectory
 
 import autolrs
 from autolrs.space import SearchSpace
-from benchmarks.rows import TUNED, Row, append, read
+from benchmarks.rows import Row, settings_key
 from benchmarks.tasks import Task
 
 
 def run(
     task: Task, strategy: str, seed: int, *, label: str = "", space: str | SearchSpace = "", **options: object
 ) -> Row:
-    """Tune the task once; `autolrs.tune` seeds as `seed_all` does.
+    """Tune the task once; `autolrs.tune` seeds as `seed_all` does. A run that no rate trains has the losses NaN.
 
     Args:
         label: the row's method; "": the strategy's name.
@@ -40,23 +39,10 @@ def run(
     cost = study.cost
     # As design has it: what the search cost is what was probed and not adopted, and what was rolled back.
     probes = cost.probe_steps - cost.adopted_steps + cost.discarded_steps
-    assert study.final_loss is not None  # each task validates
     assert isinstance(study.result, dict)
+    test = study.result["test_loss"]
+    validation = math.nan if study.final_loss is None else study.final_loss
     return Row(
-        task.name, label or strategy, rate, seed, study.final_loss, study.result["test_loss"], cost.kept_steps, probes,
-        round(wall, 2),
+        task.name, label or strategy, settings_key(options), seed, rate, validation, test, cost.kept_steps, probes,
+        cost.validation_calls, round(wall, 2),
     )  # fmt: skip
-
-
-def run_all(tasks: Sequence[Task], strategies: Sequence[str], seeds: Sequence[int]) -> None:
-    """Run what is missing and append its rows."""
-    done = {row.key for row in read([TUNED])}
-    for seed, task, strategy in product(seeds, tasks, strategies):
-        if (task.name, strategy, seed) not in done:
-            row = run(task, strategy, seed)
-            append(row, TUNED)
-            print(
-                f"{task.name} {strategy} seed {seed}: validation {row.validation_loss:.5f}, test {row.test_loss:.5f}, "
-                f"peak rate {row.rate:.3g}, {row.probe_steps} probe steps, {row.wall_seconds} s",
-                flush=True,
-            )

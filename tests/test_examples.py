@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baselines import PlainSession
+from benchmarks.plain import PlainSession
 from benchmarks.tasks import seed_all
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def test_an_example_tunes_and_a_plain_loop_with_its_schedule_is_the_same_run(
     assert study.exact, study.exact_reason
 
     seed_all(0)
-    plain = PlainSession(study.schedule)
+    plain = PlainSession(study.steps, study.schedule)
     assert example["train"](plain) == study.result
     with torch.no_grad():
         assert plain.validation_loss() == study.final_loss

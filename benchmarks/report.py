@@ -1,0 +1,199 @@
+"""Rows to docs/benchmarks.md and docs/benchmarks.png: `python -m benchmarks report`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Final
+
+from benchmarks.compare import Line, Ratio, best_line, line_of, over_tasks, ratio
+from benchmarks.families import FAMILIES
+from benchmarks.methods import METHODS
+from benchmarks.rows import Row, read
+from benchmarks.tasks import TASKS, Task
+
+DOCS: Final = Path(__file__).parents[1] / "docs"
+DOCUMENT: Final = DOCS / "benchmarks.md"
+PICTURE: Final = DOCS / "benchmarks.png"
+
+FARTHEST: Final = 1.5
+"""Ratios beyond it are an arrow at the picture's edge."""
+
+ISSUED: Final = ("cosine", "linear", "wsd")
+"""The families that the examples are also held against by themselves."""
+
+HEADER: Final = """# Benchmarks
+
+Written by `python -m benchmarks report` from the rows that `python -m benchmarks run` puts into
+`benchmarks/results/runs.parquet`; edit nothing here by hand.
+
+A task has fixed training, validation and test splits. All runs with the same seed have the same initial weights and
+batches and, unless a method says otherwise, the same number of kept steps and the same warm-up. Every setting of a
+method (for a schedule: seven peak rates) is run with the first seed; its two best, by *validation* loss, with every
+seed; the better of these by mean validation loss is its line. Development tasks are those that `horizon`'s defaults
+were chosen on, with other seeds; the others only confirm.
+
+*search*: updates beyond the kept ones, as a share of them: for a method with settings the runs that were thrown away,
+for autolrs its probes (less those adopted as training) and roll-backs. *wall*: mean of one run, in seconds on one
+thread of a busy machine. Ratios are of losses, paired by seed, geometric means with 95 % intervals (Student's t over
+seeds); below 1 is better. *best schedule* is the one with the lowest mean validation loss of all families.
+"""
+
+
+def write(path: Path = DOCUMENT) -> None:
+    """Write the document and its picture from the rows on file."""
+    rows = read()
+    seen = [task for task in TASKS.values() if any(row.task == task.name for row in rows)]
+    made = (
+        f"Made with torch {_joined(row.torch for row in rows)}, autolrs {_joined(row.autolrs for row in rows)}, "
+        f"commits {_joined(row.commit for row in rows)} (+: with changes not yet committed)."
+    )
+    parts = [HEADER.strip(), made, summary(rows, seen), "![losses over the best tuned schedule's](benchmarks.png)"]
+    parts += [section(rows, task) for task in seen]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    picture(rows, seen, PICTURE)
+    print(f"{len(rows)} rows -> {path}")
+
+
+def summary(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
+    """`horizon` against what a user could do instead, task by task and over the confirmation tasks."""
+    head = ("task", "best schedule", "`horizon` / it, validation", "test", "/ untuned, test", "seeds", "search")
+    table, kinds = [], dict[str, list[tuple[Ratio, Ratio]]]()
+    for task in tasks:
+        ours, best = line_of(rows, task.name, "horizon"), best_line(rows, task.name, FAMILIES)
+        untuned = line_of(rows, task.name, "untuned")
+        if ours is None or best is None or untuned is None:
+            continue
+        found = [ratio(ours, best, "validation_loss"), ratio(ours, best), ratio(ours, untuned)]
+        table.append(
+            [
+                f"{task.name}{'' if task.development else ' (confirms)'}",
+                f"{best.method}, {fmean(row.rate for row in best.rows):.3g}",
+                *(str(each) if each else "" for each in found),
+                f"{found[0].pairs if found[0] else 0}",
+                f"{_share(ours):.2f}",
+            ]
+        )
+        if found[1] and found[2]:
+            kinds.setdefault("development" if task.development else "confirmation", []).append((found[1], found[2]))
+    for kind, pairs in kinds.items():
+        means = [over_tasks(each) for each in zip(*pairs, strict=True)]
+        table.append([f"**{kind}, geometric mean**", "", "", *(str(each) for each in means), "", ""])
+    return "## `horizon` against the best tuned schedule\n\n" + markdown(head, table)
+
+
+def section(rows: Sequence[Row], task: Task) -> str:
+    """One task's tables."""
+    lines = [line for method in METHODS if (line := line_of(rows, task.name, method))]
+    best = best_line(rows, task.name, FAMILIES)
+    three = best_line(rows, task.name, ISSUED) if task.development else None
+    head = ("method", "setting", "seeds", "validation", "sd", "test", "sd", "steps", "search", "wall", "test to best")
+    table = [_cells(line, best) for line in lines]
+    text = [
+        f"## {task.name}",
+        f"`{task.module.replace('.', '/')}.py`, {task.steps} steps, space `{task.space}`, "
+        + ("development." if task.development else "confirmation."),
+        markdown(head, table),
+    ]
+    ours = line_of(rows, task.name, "horizon")
+    if three and ours and (of_three := ratio(ours, three, "validation_loss")):
+        text.append(
+            f"`horizon` over the best of {', '.join(ISSUED)} ({three.method} at {three.rows[0].rate:.3g}) by "
+            f"validation loss: {of_three}, of means {_mean_ratio(ours, three):.3f}."
+        )
+    text += ["Validation loss of every fixed schedule with the first seed:", _rates(rows, task)]
+    return "\n\n".join(text)
+
+
+def picture(rows: Sequence[Row], tasks: Sequence[Task], path: Path) -> None:
+    """Test losses over the best tuned schedule's, a panel a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [task for task in tasks if line_of(rows, task.name, "horizon") and best_line(rows, task.name, FAMILIES)]
+    if not shown:
+        return
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown) + 1.4, 5.2), sharey=True, squeeze=False)
+    names = [name for name in METHODS if any(row.method == name for row in rows)][::-1]
+    colours = {"fixed": "0.45", "free": "tab:green", "rule": "tab:brown", "search": "tab:purple", "ours": "tab:red"}
+    for axis, task in zip(axes[0], shown, strict=True):
+        best = best_line(rows, task.name, FAMILIES)
+        assert best is not None
+        for y, name in enumerate(names):
+            line = line_of(rows, task.name, name)
+            if line is None or (found := ratio(line, best)) is None:
+                continue
+            fits, error = found.value < FARTHEST, [[found.value - found.low], [found.high - found.value]]
+            axis.errorbar(
+                min(found.value, FARTHEST),
+                y,
+                xerr=error if fits and found.pairs > 1 else None,
+                fmt="o" if fits else ">",
+                color=colours[METHODS[name].kind],
+                markersize=4,
+                linewidth=1,
+            )
+        axis.axvline(1.0, color="0.7", linewidth=0.8, zorder=0)
+        axis.set_xlim(0.85, FARTHEST + 0.05)
+        axis.set_title(task.name + ("" if task.development else "\n(confirms)"), fontsize=9)
+        axis.set_xlabel("test loss / best schedule", fontsize=8)
+        axis.tick_params(labelsize=8)
+    axes[0][0].set_yticks(range(len(names)), names)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _cells(line: Line, best: Line | None) -> list[str]:
+    rates = sorted(row.rate for row in line.rows)
+    of = f"{rates[0]:.3g}" if rates[0] == rates[-1] else f"{rates[0]:.3g} to {rates[-1]:.3g}"
+    found = ratio(line, best) if best else None
+    return [
+        f"**{line.method}**" if METHODS[line.method].kind == "ours" else line.method,
+        of if line.tries == 1 else f"{of}, of {line.tries}",
+        ", ".join(str(row.seed) for row in line.rows),
+        *(f"{line.validation:.5g}", _sd([row.validation_loss for row in line.rows])),
+        *(f"{line.test:.5g}", _sd([row.test_loss for row in line.rows])),
+        f"{fmean(row.kept_steps for row in line.rows):.0f}",
+        f"{_share(line):.2f}",
+        f"{fmean(row.wall_seconds for row in line.rows):.1f}",
+        str(found) if found else "",
+    ]
+
+
+def _share(line: Line) -> float:
+    """Search updates over those of one run."""
+    return line.search_steps / TASKS[line.rows[0].task].steps
+
+
+def _mean_ratio(line: Line, other: Line) -> float:
+    """Ratio of mean validation losses, over the seeds that both have."""
+    seeds = {row.seed for row in line.rows} & {row.seed for row in other.rows}
+    mine, theirs = (fmean(row.validation_loss for row in each.rows if row.seed in seeds) for each in (line, other))
+    return mine / theirs
+
+
+def _rates(rows: Sequence[Row], task: Task) -> str:
+    first = min(row.seed for row in rows if row.task == task.name)
+    losses = {(row.method, row.rate): row.validation_loss for row in rows if (row.task, row.seed) == (task.name, first)}
+    table = [
+        [family, *(f"{losses[family, rate]:.4g}" if (family, rate) in losses else "" for rate in task.rates)]
+        for family in FAMILIES
+        if any((family, rate) in losses for rate in task.rates)
+    ]
+    return markdown(("peak rate", *(f"{rate:g}" for rate in task.rates)), table)
+
+
+def _sd(values: Sequence[float]) -> str:
+    return f"{stdev(values):.2g}" if len(values) > 1 else ""
+
+
+def _joined(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))

@@ -1,0 +1,88 @@
+"""The benchmark's document: what it says follows from the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.methods import METHODS
+from benchmarks.rows import Row, settings_key
+from benchmarks.tasks import TASKS, Task
+
+
+def rows_of(task: Task, ours: float) -> list[Row]:
+    """WSD at 0.01 is the best schedule (validation 1 + seed, test twice that), ours is `ours` times it."""
+    rows = []
+
+    def add(method: str, settings: dict[str, float], seed: int, loss: float, probes: int = 0) -> None:
+        rate = settings.get("rate", 0.02)
+        rows.append(
+            Row(
+                task.name,
+                method,
+                settings_key(settings),
+                seed,
+                rate,
+                loss,
+                2 * loss,
+                task.steps,
+                probes,
+                1,
+                2.0,
+                "2",
+                "0",
+                "abc",
+            )
+        )
+
+    for seed in (0, 1):
+        for rate in task.rates if seed == 0 else (0.01, 0.1):
+            add("wsd", {"rate": rate}, seed, (1.0 if rate == 0.01 else 3.0) + seed)
+            add("rex", {"rate": rate}, seed, 4.0 + seed)
+        add("untuned", {}, seed, 5.0 * (1 + seed))
+        add("horizon", {}, seed, ours * (1 + seed), probes=task.steps // 5)
+    return rows
+
+
+def cells(text: str, first: str) -> list[str]:
+    return next(line[2:-2].split(" | ") for line in text.splitlines() if line.startswith(f"| {first}"))
+
+
+def test_the_summary_has_each_task_and_the_means_of_its_kind() -> None:
+    tasks = [TASKS[name] for name in ("mnist_cnn", "tabular_mlp", "vit_digits")]
+    rows = [row for task, ours in zip(tasks, (0.5, 0.32, 0.9), strict=True) for row in rows_of(task, ours)]
+    text = report.summary(rows, tasks)
+    assert cells(text, "mnist_cnn")[1:4] == ["wsd, 0.01", "0.500 [0.500, 0.500]", "0.500 [0.500, 0.500]"]
+    assert cells(text, "vit_digits (confirms)")[5:] == ["2", "0.20"]
+    assert cells(text, "**development, geometric mean**")[3] == "0.400 [0.400, 0.400]"
+    assert cells(text, "**confirmation, geometric mean**")[3:5] == ["0.900 [0.900, 0.900]", "0.180 [0.180, 0.180]"]
+
+
+def test_a_section_counts_the_runs_thrown_away() -> None:
+    task = TASKS["mnist_cnn"]
+    text = report.section(rows_of(task, 0.5), task)
+    assert cells(text, "wsd")[1:4] == ["0.01, of 7", "0, 1", "1.5"]
+    assert cells(text, "wsd")[8] == "6.00"
+    assert cells(text, "**horizon**")[1:3] == ["0.02", "0, 1"]
+    assert cells(text, "**horizon**")[8] == "0.20"
+    assert "of means 0.500" in text
+
+
+def test_a_task_without_ours_or_without_rivals_is_left_out_of_the_summary() -> None:
+    task = TASKS["mnist_cnn"]
+    only = [row for row in rows_of(task, 0.5) if row.method != "horizon"]
+    assert task.name not in report.summary(only, [task])
+    assert task.name in report.section(only, task)
+
+
+def test_the_document_and_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for name in ("mnist_cnn", "vit_digits") for row in rows_of(TASKS[name], 0.95)]
+    monkeypatch.setattr(report, "read", lambda: rows)
+    monkeypatch.setattr(report, "PICTURE", tmp_path / "benchmarks.png")
+    report.write(tmp_path / "benchmarks.md")
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.count("\n## ") == 1 + 2
+    assert (tmp_path / "benchmarks.png").stat().st_size > 5000
+    assert {row.method for row in rows} <= METHODS.keys()
