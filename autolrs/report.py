@@ -156,11 +156,17 @@ def _header(study: Study) -> RenderableType:
 
 
 def changed_options(settings: Settings) -> dict[str, Any]:
-    """The strategy's parameters that are not its defaults; the sampler's as "sampler.kappa" and so on."""
+    """The strategy's parameters that are not its defaults; the sampler's as "sampler.kappa" and so on.
+
+    Those of a curve model that goes by a name are not among them: the name says them all.
+    """
+    from autolrs.curves import CURVE_MODELS
     from autolrs.strategies import STRATEGIES, strategy
 
-    known = settings.strategy in STRATEGIES
-    return _changed(settings.options, strategy(settings.strategy) if known else None)
+    options, known = dict(settings.options), settings.strategy in STRATEGIES
+    if settings.curve_model in CURVE_MODELS:
+        options.pop("curves", None)
+    return _changed(options, strategy(settings.strategy) if known else None)
 
 
 def _changed(options: Mapping[str, Any], default: object, prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from autolrs.report import changed_options, duration, number, plan_table, show, 
 from autolrs.space import SearchSpace
 from autolrs.strategies import strategy
 from autolrs.study import Study
+from autolrs.tuner import settings_of
 
 
 def text_of(thing, width=80):
@@ -90,6 +91,15 @@ def test_only_changed_options_are_shown():
     other = replace(settings, options=same | {"k": 3, "sampler": {**same["sampler"], "acquisition": "ei"}})
     assert changed_options(other) == {"k": 3, "sampler.acquisition": "ei"}
     assert changed_options(replace(settings, strategy="mine", options={"x": 1})) == {"x": 1}
+
+
+@pytest.mark.parametrize("name", ["horizon", "autolrs"])
+def test_a_run_with_nothing_but_defaults_shows_no_option(name):
+    made = settings_of(steps=100, space=SearchSpace("s", (1e-3, 1.0)), strategy=strategy(name))
+    assert made.options["curves"]
+    assert changed_options(made) == {}
+    mine = replace(made, curve_model="Mine", options=made.options | {"curves": {"kind": "Mine", "width": 2}})
+    assert changed_options(mine) == {"curves.kind": "Mine", "curves.width": 2}
 
 
 def test_the_plan_adds_up():
