@@ -4,6 +4,8 @@ python -m benchmarks run           all methods on all tasks      -> benchmarks/r
 python -m benchmarks report        those rows                    -> docs/benchmarks.md, docs/benchmarks.png
 python -m benchmarks choices       what the defaults beat        -> docs/choices.md (continues)
 python -m benchmarks lengths       the best rate by length       -> a part of docs/choices.md (continues)
+python -m benchmarks multipliers   a rate for each group         -> a part of docs/choices.md (continues)
+python -m benchmarks momentum      another momentum              -> a part of docs/choices.md (continues)
 python -m benchmarks performance   what a session costs          -> docs/performance.md
 python -m benchmarks curves        curve models on real curves   -> docs/curves.md
 python -m benchmarks siblings      choosing and stopping probes  -> stdout, a part of docs/curves.md
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib import import_module
 
 import torch
 
@@ -32,7 +35,7 @@ def main() -> None:
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first one chooses the finalists")
     run.add_argument("--budget-minutes", type=float, default=60.0, help="stop before a run that would not fit")
     run.add_argument("--share", default="0/1", metavar="K/N", help="this is process K, from 0, of N side by side")
-    for name in ("report", "choices", "lengths", "performance", "laws", "siblings"):
+    for name in ("report", "choices", "lengths", "momentum", "multipliers", "performance", "laws", "siblings"):
         commands.add_parser(name)
     curves = commands.add_parser("curves")
     curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
@@ -50,10 +53,10 @@ def main() -> None:
             from benchmarks import choices
 
             choices.run_all()
-        case "lengths":
-            from benchmarks import choices, lengths
+        case "lengths" | "momentum" | "multipliers":
+            from benchmarks import choices
 
-            lengths.run_all()
+            import_module(f"benchmarks.{given.command}").run_all()
             choices.run_all()
         case "performance":
             from benchmarks import performance

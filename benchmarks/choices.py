@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from autolrs.space import SearchSpace
-from benchmarks import lengths
+from benchmarks import lengths, momentum, multipliers
 from benchmarks.rows import RESULTS, Row, append, read
 from benchmarks.tasks import EXAMPLES, TASKS
 from benchmarks.tuned import run
@@ -79,6 +79,10 @@ def write(rows: list[Row], path: Path = DOCUMENT) -> None:
         "Probes of 6 %, the curve model's chance and gamma 0.25 make no difference that these seeds can tell.",
         "",
         *lengths.section(),
+        "",
+        *multipliers.section(),
+        "",
+        *momentum.section(),
     ]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))

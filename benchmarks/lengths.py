@@ -6,10 +6,10 @@ of a decade apart, on seeds that the benchmark does not report.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from autolrs.schedules import Schedule
+from benchmarks import csvrows
 from benchmarks.plain import PlainSession, train
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import EXAMPLES, TASKS, Task
@@ -25,7 +26,6 @@ ROWS: Final = RESULTS / "lengths.csv"
 SEEDS: Final = (10, 11)
 SHARES: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 GAMMAS: Final = (0.0, 0.1, 0.2, 0.25, 0.32, 0.4, 0.5)
-COLUMNS: Final = ("task", "seed", "share", "rate", "validation_loss")
 NEAR: Final = 1.0
 """Decades on each side of the lowest loss that the response is smoothed over."""
 
@@ -36,13 +36,22 @@ Response = Mapping[float, float]
 """Rate -> validation loss."""
 
 
+@dataclass(frozen=True)
+class Row:
+    task: str
+    seed: int
+    share: float
+    rate: float
+    validation_loss: float
+
+
 def run_all(tasks: Sequence[str] = EXAMPLES) -> None:
     """Run what is missing."""
     done = {(*key, rate) for key, found in _all().items() for rate in found}
     for seed, share, name in product(SEEDS, SHARES, tasks):
         for rate in _rates(TASKS[name]):
             if (name, seed, share, rate) not in done:
-                _append((name, seed, share, rate, run(TASKS[name], share, rate, seed)))
+                csvrows.append(Row(name, seed, share, rate, run(TASKS[name], share, rate, seed)), ROWS)
 
 
 def run(task: Task, share: float, rate: float, seed: int) -> float:
@@ -60,11 +69,8 @@ def read() -> dict[tuple[str, int, float], dict[float, float]]:
 
 def _all() -> dict[tuple[str, int, float], dict[float, float]]:
     responses: defaultdict[tuple[str, int, float], dict[float, float]] = defaultdict(dict)
-    if ROWS.exists():
-        with ROWS.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                key = row["task"], int(row["seed"]), float(row["share"])
-                responses[key][float(row["rate"])] = float(row["validation_loss"])
+    for row in csvrows.read(Row, ROWS):
+        responses[row.task, row.seed, row.share][row.rate] = row.validation_loss
     return dict(responses)
 
 
@@ -137,12 +143,3 @@ def _rates(task: Task) -> list[float]:
     """A quarter of a decade apart, over the decades of the fixed schedules' rates."""
     first = round(4 * math.log10(task.rates[0]))
     return [float(f"{10 ** (i / 4):.3g}") for i in range(first, first + 13)]
-
-
-def _append(row: tuple[str, int, float, float, float]) -> None:
-    new = not ROWS.exists()
-    with ROWS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow(COLUMNS)
-        writer.writerow(row)
