@@ -55,9 +55,14 @@ class Ratio:
 
 
 def best_line(rows: Iterable[Row], task: str, methods: Iterable[str]) -> Line | None:
-    """The setting with the lowest mean validation loss, of those that were run with the most seeds, of all methods."""
+    """The best of the methods' best settings, by mean validation loss over the seeds that all of them were run with."""
     lines = [line for method in methods if (line := line_of(rows, task, method))]
-    return min(lines, key=lambda line: _or_inf(line.validation), default=None)
+    common = set.intersection(*({row.seed for row in line.rows} for line in lines)) if lines else set()
+
+    def validation(line: Line) -> float:
+        return _or_inf(fmean([row.validation_loss for row in line.rows if row.seed in common] or [math.nan]))
+
+    return min(lines, key=validation, default=None)
 
 
 def line_of(rows: Iterable[Row], task: str, method: str) -> Line | None:

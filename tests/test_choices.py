@@ -1,4 +1,4 @@
-"""What the choices' tables are made of: rows on file, groups of parameters, optima and regrets of recorded responses."""
+"""What the choices' tables are made of: rows on file, groups of parameters, optima and regrets of responses."""
 
 from __future__ import annotations
 
