@@ -125,8 +125,8 @@ def _train(record: Record, stop: int) -> Train:
     end = min(stop, (start // every + 1) * every)
     if stage is not None and stage.adopt and start == stage.start:
         end = start + stage.adopt
-        return Train(start, end, record.pieces, stage.index, adopt=stage.winner)
-    return Train(start, end, record.pieces, stage.index if stage else 0)
+        return Train(start, end, record.pieces, stage.index, adopt=stage.winner, momentum=record.momentum)
+    return Train(start, end, record.pieces, stage.index if stage else 0, momentum=record.momentum)
 
 
 def _plain(record: Record) -> Instruction:
@@ -148,7 +148,14 @@ def _plain(record: Record) -> Instruction:
 
 
 def _started(record: Record, event: Started) -> Record:
-    return replace(record, own_rate=event.own_rate, ratios=event.ratios, validates=event.validates)
+    return replace(
+        record,
+        own_rate=event.own_rate,
+        ratios=event.ratios,
+        validates=event.validates,
+        own_momentum=event.momentum,
+        sums_gradients=event.sums_gradients,
+    )
 
 
 def _opened(record: Record, event: Opened) -> Record:
@@ -161,7 +168,7 @@ def _opened(record: Record, event: Opened) -> Record:
 
 def _issued(record: Record, event: Issued) -> Record:
     stage = _searched(record, event, event.stage)
-    trial = Trial(event.stage, event.number, event.rate, event.length)
+    trial = Trial(event.stage, event.number, event.rate, event.length, momentum=event.momentum)
     if trial in stage.trials:  # issued again after a crash
         return record
     _expect(event.number == len(stage.trials) and record.kept_steps == stage.start, record, event)
@@ -203,6 +210,7 @@ def _decided(record: Record, event: Decided) -> Record:
         winner=decision.winner,
         adopt=decision.adopt,
         reason=decision.reason,
+        momentum=decision.momentum,
     )
     pieces = (*cut(record.pieces, 0, stage.start), *decision.pieces)
     return _with_stage(replace(record, pieces=pieces), stage)

@@ -21,6 +21,7 @@ PIECES = (
 {pieces}
 )
 RATIOS = {ratios}  # rate of each parameter group over lr(step)
+MOMENTUM = {momentum}  # that the rates go with; None: the optimizer's own
 
 
 def lr(step):
@@ -45,6 +46,10 @@ def scheduler(optimizer):
 
     for group in optimizer.param_groups:
         group["initial_lr"] = 1.0  # LambdaLR multiplies by it
+        if MOMENTUM is not None and "betas" in group:
+            group["betas"] = (MOMENTUM, *group["betas"][1:])
+        elif MOMENTUM is not None:
+            group["momentum"] = MOMENTUM
     return LambdaLR(optimizer, [lambda step, ratio=ratio: lr(step) * ratio for ratio in RATIOS])
 '''
 
@@ -84,7 +89,13 @@ def _python(schedule: Schedule, name: str) -> str:
         begin = piece.start if piece.begin is None else piece.begin
         end = piece.stop if piece.end is None else piece.end
         rows.append(f"    {(piece.start, piece.stop, piece.shape, piece.first, piece.last, begin, end)!r},")
-    return _PYTHON.format(name=name, steps=schedule.steps, pieces="\n".join(rows), ratios=repr(schedule.ratios))
+    return _PYTHON.format(
+        name=name,
+        steps=schedule.steps,
+        pieces="\n".join(rows),
+        ratios=repr(schedule.ratios),
+        momentum=repr(schedule.momentum),
+    )
 
 
 _WRITERS: Final[dict[str, Callable[[Schedule, str], str]]] = {"json": _json, "csv": _csv, "python": _python}

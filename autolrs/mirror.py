@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
@@ -115,11 +115,16 @@ class Mirror:
         **more: Any,
     ) -> int:
         low, high = min(self._bounds[0], issued.rate), max(self._bounds[1], issued.rate)
+        tried: dict[str, tuple[float, BaseDistribution]] = {
+            "rate": (issued.rate, FloatDistribution(low, high, log=True))
+        }
+        if issued.momentum is not None:
+            tried["momentum"] = (issued.momentum, FloatDistribution(0.0, 1.0))
         about = {"event": position, "stage": issued.stage, "number": issued.number, "length": issued.length}
         trial = create_trial(
             state=state,
-            params={"rate": issued.rate},
-            distributions={"rate": FloatDistribution(low, high, log=True)},
+            params={name: value for name, (value, _) in tried.items()},
+            distributions={name: distribution for name, (_, distribution) in tried.items()},
             user_attrs=about | (user_attrs or {}),
             **more,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autolrs.errors import RateOverriddenError, SessionError, SettingError
+from autolrs.momentum import momentum_of, set_momentum, sums_gradients
 
 
 def rates_of(optimizer: Optimizer) -> list[float]:
@@ -42,6 +43,8 @@ class Rates:
         self._reference = next(g for g, rate in enumerate(own) if rate > 0)
         self.own_rate = own[self._reference]
         self.ratios = tuple(rate / self.own_rate for rate in own)
+        self.own_momentum = momentum_of(optimizer.param_groups)
+        self.sums_gradients = self.own_momentum is not None and sums_gradients(optimizer.param_groups)
         rates = [group["lr"] for group in optimizer.param_groups]
         self._tensors = [rate if isinstance(rate, Tensor) else None for rate in rates]
         self._applied: list[float | None] = [None] * len(own)  # the rate that each group must have; None: any
@@ -55,6 +58,11 @@ class Rates:
     def current(self) -> float:
         """The reference rate in force."""
         return float(self._optimizer.param_groups[self._reference]["lr"])
+
+    def use_momentum(self, momentum: float | None) -> None:
+        """Put a momentum in force; None: the optimizer's own. A restore brings back what was in force then."""
+        if self.own_momentum is not None:
+            set_momentum(self._optimizer.param_groups, self.own_momentum if momentum is None else momentum)
 
     def check(self) -> None:
         """See that nobody else has written a rate since it was applied: `scheduler.step()` comes after the update.

@@ -125,6 +125,7 @@ class Trial:
     Attributes:
         number: position among the stage's probes, from 0.
         length: planned updates; `steps` were really issued.
+        momentum: tried instead of the optimizer's own; None: its own.
         objective: measured loss at its end (validation if there is one, else mean of the last training losses).
         forecast: the loss that the strategy expects of this rate at its horizon; None if the probe diverged.
     """
@@ -141,6 +142,7 @@ class Trial:
     objective: float | None = None
     forecast: Forecast | None = None
     reason: str = ""
+    momentum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class Stage:
         winner: number of the trial whose rate was chosen; None if it was nobody's.
         adopt: updates of the winner's probe that become kept training (0: restart from the checkpoint).
         reason: why, in one line for people.
+        momentum: the chosen one; None: the optimizer's own.
     """
 
     index: int
@@ -168,6 +171,7 @@ class Stage:
     winner: int | None = None
     adopt: int = 0
     reason: str = ""
+    momentum: float | None = None
 
     @property
     def decided(self) -> bool:
@@ -211,6 +215,8 @@ class Record:
 
     settings: Settings
     own_rate: float | None = None  # reference group's rate in the user's optimizer
+    own_momentum: float | None = None  # None: it has none that could be changed
+    sums_gradients: bool = False  # and its updates grow with the momentum
     ratios: tuple[float, ...] = ()
     validates: bool = False
     stages: tuple[Stage, ...] = ()
@@ -243,7 +249,12 @@ class Record:
     @property
     def schedule(self) -> Schedule | None:
         """Rates used and planned so far; None until the first decision."""
-        return Schedule(self.pieces, self.ratios or (1.0,)) if self.pieces else None
+        return Schedule(self.pieces, self.ratios or (1.0,), self.momentum) if self.pieces else None
+
+    @property
+    def momentum(self) -> float | None:
+        """The momentum decided on; None: the optimizer's own."""
+        return next((stage.momentum for stage in reversed(self.stages) if stage.decided), None)
 
 
 # Instructions: what the engine wants done next. A session obeys, and reports back with an event.
@@ -266,6 +277,7 @@ class Probe:
         keep: keep the state after this many updates, so that it may be adopted; 0: never.
         validations: validation points spread over the probe, the last one at its end.
         incumbent: trial whose kept state must stay in memory; others may go.
+        momentum: instead of the optimizer's own; None: its own.
     """
 
     stage: int
@@ -276,6 +288,7 @@ class Probe:
     keep: int = 0
     validations: int = 1
     incumbent: int | None = None
+    momentum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +302,7 @@ class Decide:
     winner: int | None = None
     adopt: int = 0
     reason: str = ""
+    momentum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +314,7 @@ class Train:
     pieces: tuple[Piece, ...]
     stage: int = 0
     adopt: int | None = None
+    momentum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +335,8 @@ class Started:
     own_rate: float
     ratios: tuple[float, ...]
     validates: bool
+    momentum: float | None = None
+    sums_gradients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +356,7 @@ class Issued:
     number: int
     rate: float
     length: int
+    momentum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,9 +199,11 @@ def _probes(record: Record, wide: bool) -> Table:
     rows = probe_rows(record)
     # A complete miniature's forecast is what it measured: no news.
     forecasts = any(row["forecast_mean"] not in (row["objective"], None) for row in rows)
+    momenta = not all(math.isnan(row["momentum"]) for row in rows)
     names = [
         "probe >",
         "rate >",
+        *(["momentum >"] if momenta else []),
         "steps >",
         "state",
         "loss >",
@@ -219,6 +221,7 @@ def _probes(record: Record, wide: bool) -> Table:
             forecast += f" ± {number(row['forecast_std'], 2)}"
         cells = [
             *(f"{row['stage']}.{row['number']}", number(row["rate"])),
+            *([number(row["momentum"])] if momenta else []),
             f"{row['steps']:,}/{row['length']:,}",
             Text(state.value, _STYLES[state]),
             number(row["objective"]),

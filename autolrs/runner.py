@@ -164,11 +164,16 @@ class Runner:
     def _begin(self) -> None:
         record, rates = self._director.record, self.rates
         if record.own_rate is None:
-            self._director.tell(Started(rates.own_rate, rates.ratios, self._validate is not None))
+            self._director.tell(
+                Started(
+                    rates.own_rate, rates.ratios, self._validate is not None, rates.own_momentum, rates.sums_gradients
+                )
+            )
             return
         for what, old, new in (
             ("reference learning rate", record.own_rate, rates.own_rate),
             ("ratios between parameter groups", record.ratios, rates.ratios),
+            ("momentum", record.own_momentum, rates.own_momentum),
             ("use of `validate`", record.validates, self._validate is not None),
         ):
             if old != new:
@@ -214,7 +219,10 @@ class Runner:
         elif self._astray:
             self._go(self._stage)
         self._candidates = {n: kept for n, kept in self._candidates.items() if n == instruction.incumbent}
-        self._director.tell(Issued(instruction.stage, instruction.number, instruction.rate, instruction.length))
+        self.rates.use_momentum(instruction.momentum)
+        self._director.tell(
+            Issued(instruction.stage, instruction.number, instruction.rate, instruction.length, instruction.momentum)
+        )
         self._astray = True
         self._segment = _Segment(instruction, Schedule(instruction.pieces), 0, instruction.length)
 
@@ -224,6 +232,7 @@ class Runner:
             assert self._stage is not None
             self._go(self._stage if adopted is None else adopted[0])
             self._astray = False
+        self.rates.use_momentum(instruction.momentum)
         self.feed.release()
         self._stage, self._candidates = None, {}
         segment = _Segment(instruction, Schedule(instruction.pieces), instruction.start, instruction.stop)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
+from autolrs.momentum import set_momentum
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -110,6 +111,7 @@ class Schedule:
     Attributes:
         pieces: consecutive pieces from step 0 on.
         ratios: rate of each parameter group over the reference rate, in the optimizer's order.
+        momentum: what the rates go with (SGD's momentum, Adam's beta_1), if it is not the optimizer's own.
 
     >>> schedule = Schedule.build("linear", rate=0.1, steps=100, warmup=9)
     >>> [round(schedule(step), 4) for step in (0, 9, 99, 100)]
@@ -118,6 +120,7 @@ class Schedule:
 
     pieces: tuple[Piece, ...]
     ratios: tuple[float, ...] = (1.0,)
+    momentum: float | None = None
 
     def __post_init__(self) -> None:
         ends = [0, *(piece.stop for piece in self.pieces)]
@@ -126,6 +129,8 @@ class Schedule:
             raise SettingError(f"pieces must follow each other from step 0, but got starts {starts}, ends {ends[1:]}.")
         if not self.ratios or not all(math.isfinite(ratio) and ratio >= 0 for ratio in self.ratios):
             raise SettingError(f"`ratios` must be finite and not negative, one a group, but got {self.ratios}.")
+        if self.momentum is not None and not 0 < self.momentum < 1:
+            raise SettingError(f"`0 < momentum < 1` must hold, but got (momentum={self.momentum}).")
 
     @classmethod
     def build(cls, base: str, *, rate: float, steps: int, warmup: int = 0, decay: float = 0.2) -> Schedule:
@@ -163,7 +168,8 @@ class Schedule:
     def to_lambda_lr(self, optimizer: Optimizer) -> LambdaLR:
         """A `LambdaLR` that gives `optimizer` exactly these rates; call its `step()` after each update.
 
-        The base rates are set to 1.0, so that the product LambdaLR forms is the rate itself, bit for bit.
+        The base rates are set to 1.0, so that the product LambdaLR forms is the rate itself, bit for bit. The
+        optimizer is given the schedule's momentum, if that has one.
 
         Raises:
             SettingError: the optimizer has another number of parameter groups than the tuned one.
@@ -177,6 +183,8 @@ class Schedule:
             )
         for group in optimizer.param_groups:
             group["initial_lr"] = 1.0
+        if self.momentum is not None:
+            set_momentum(optimizer.param_groups, self.momentum)
 
         def of(group: int) -> Callable[[int], float]:
             return lambda step: self.rates(step)[group]
@@ -189,13 +197,14 @@ class Schedule:
             "version": 1,
             "pieces": [asdict(piece) for piece in self.pieces],
             "ratios": list(self.ratios),
+            **({} if self.momentum is None else {"momentum": self.momentum}),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Schedule:
         if not isinstance(data, dict) or data.get("format") != "autolrs-schedule" or data.get("version") != 1:
             raise SettingError("not an autolrs schedule: `format` must be 'autolrs-schedule' and `version` 1.")
-        return cls(tuple(Piece(**piece) for piece in data["pieces"]), tuple(data["ratios"]))
+        return cls(tuple(Piece(**piece) for piece in data["pieces"]), tuple(data["ratios"]), data.get("momentum"))
 
     def save(self, path: str | Path) -> None:
         """Write the schedule as JSON; rates survive exactly."""

@@ -30,6 +30,8 @@ class SearchSpace:
         schedule: base schedule, one of `schedules.BASES`.
         warmup: share of the run's steps that the rate rises linearly, in [0, 1).
         decay: share of the run that the decay of `wsd` and `wsd-sqrt` takes, in (0, 1].
+        momentum: values that `horizon` tries beside the optimizer's own (SGD's momentum, beta_1 of Adam and its kin),
+            each in (0, 1); an optimizer without momentum keeps none.
         params: fixed hyperparameters that the loop may read from `session.params`; names and plain values.
         reference: where the numbers come from.
 
@@ -44,6 +46,7 @@ class SearchSpace:
     schedule: str = "wsd"
     warmup: float = 0.0
     decay: float = 0.2
+    momentum: tuple[float, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     reference: str = ""
 
@@ -62,6 +65,9 @@ class SearchSpace:
         _check(0 <= warmup < 1, "`0 <= warmup < 1` must hold (a share of the run)", warmup=warmup)
         decay = self._set("decay", _number("decay", self.decay))
         _check(0 < decay <= 1, "`0 < decay <= 1` must hold (a share of the run)", decay=decay)
+        _check(isinstance(self.momentum, list | tuple), "`momentum` must be a list of numbers", momentum=self.momentum)
+        momentum = self._set("momentum", tuple(_number("momentum", value) for value in self.momentum))
+        _check(all(0 < m < 1 for m in momentum), "`0 < momentum < 1` must hold for each", momentum=momentum)
         _check(isinstance(self.params, Mapping), "`params` must map names to values", params=self.params)
         for key, value in self.params.items():
             _check(isinstance(key, str), "names in `params` must be texts", name=key)

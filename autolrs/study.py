@@ -186,13 +186,14 @@ class Study:
 
 
 PROBE_COLUMNS: Final = (
-    *("stage", "number", "rate", "length", "steps", "state", "objective", "first_loss"),
+    *("stage", "number", "rate", "momentum", "length", "steps", "state", "objective", "first_loss"),
     *("forecast_step", "forecast_mean", "forecast_std", "truth", "won", "reason"),
 )
 
 
 def probe_rows(record: Record) -> list[dict[str, Any]]:
-    """A dict with `PROBE_COLUMNS` for each probe, in order; losses that are unknown are NaN.
+    """A dict with `PROBE_COLUMNS` for each probe, in order; losses that are unknown are NaN, and so is the momentum
+    where it is the optimizer's own.
 
     `forecast_step` is the kept step that the forecast is about; `truth` is the kept run's loss there.
     """
@@ -207,6 +208,7 @@ def _row(record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:
         "stage": trial.stage,
         "number": trial.number,
         "rate": trial.rate,
+        "momentum": math.nan if trial.momentum is None else trial.momentum,
         "length": trial.length,
         "steps": trial.steps,
         "state": trial.state.value,

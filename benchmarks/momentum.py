@@ -95,7 +95,7 @@ def section() -> list[str]:
         "",
         "Written by `python -m benchmarks momentum`. Change of the validation loss against a momentum (beta_1) of 0.9,",
         f"each at the best of three rates ({', '.join(f'{factor:g}' for factor in FACTORS)} times about the best for",
-        "0.9); mean ± sd over seeds, paired:",
+        "0.9); mean ± sd over seeds, paired.",
         "",
         f"| task | momentum | {' | '.join('whole run' if share == 1 else f'{share:.0%}' for share in SHARES)} |",
         "| --- " * (2 + len(SHARES)) + "|",

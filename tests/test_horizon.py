@@ -14,12 +14,12 @@ from synthetic import SPACE, GridSampler, Problem, SyntheticTrainer, replayed, s
 
 from autolrs import engine
 from autolrs.curves.exponential import Exponential
-from autolrs.errors import SettingError
+from autolrs.errors import DivergedError, SettingError
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve, Decide, Decided, Issued, Open, Opened, Probe, Probed, Started, Trained, TrialState
 from autolrs.samplers import GPSampler
 from autolrs.schedules import BASES, Schedule, base_pieces
-from autolrs.strategies.common import PlannedStage
+from autolrs.strategies.common import PlannedStage, observations, of_rates
 from autolrs.strategies.horizon import Horizon
 
 GRID = GridSampler()
@@ -303,6 +303,100 @@ def test_the_schedule_decays_to_zero(steps, base, decay, adopt, later):
     span = min(decay * steps, steps - started) if base.startswith("wsd") else steps - started
     assert rates[-1] <= 2 / (0.5 * span) * record.stages[-1].rate
     assert record.schedule(steps) == 0
+
+
+# Momentum
+
+
+def with_momentum(own, sums, *momenta, steps=1000, budget=0.5):
+    """A record of an optimizer with momentum `own`, in a space that names others."""
+    run = settings_of(steps, budget, space=replace(SPACE, momentum=momenta))
+    return engine.replay(run, (Started(0.1, (1.0,), False, own, sums),))
+
+
+def momentum_search(record, strategy, loss_of):
+    """As `search`, with a loss of (rate, momentum)."""
+    opening = engine.decide(record, strategy)
+    record, said = engine.apply(record, Opened(opening.stage, opening.start, 3.0)), []
+    while isinstance(probe := engine.decide(record, strategy), Probe):
+        said.append(probe)
+        record = engine.apply(record, Issued(probe.stage, probe.number, probe.rate, probe.length, probe.momentum))
+        event = probed(probe, loss_of(probe.rate, probe.momentum))
+        record = engine.apply(record, replace(event, forecast=strategy.judge(record, event)))
+    return engine.apply(record, Decided(probe)), said, probe
+
+
+def valley(better):
+    """A bowl around rate 0.1 for the own momentum; for another one lower by `better` wherever it is tried."""
+    return lambda rate, momentum: 1.5 - better if momentum is not None else 1.5 + 0.2 * math.log10(rate / 0.1) ** 2
+
+
+@pytest.mark.parametrize(("sums", "factor"), [(True, 2.0), (False, 1.0)])
+def test_another_momentum_is_tried_last_at_the_rate_found_and_kept_if_it_wins(sums, factor):
+    strategy = quiet(adopt=False, length=0.05)
+    record, said, decision = momentum_search(with_momentum(0.9, sums, 0.8), strategy, valley(0.1))
+    assert [probe.momentum for probe in said] == [None] * 7 + [0.8]
+    assert record.probe_steps == 400
+    plain, _, without = momentum_search(with_momentum(0.9, sums, 0.8), strategy, valley(-0.1))
+    assert (without.momentum, plain.momentum, plain.schedule.momentum) == (None, None, None)
+    assert said[-1].rate == pytest.approx(factor * without.rate)
+    assert decision.rate == pytest.approx(factor * without.rate)
+    assert (decision.momentum, record.momentum, record.schedule.momentum) == (0.8, 0.8, 0.8)
+    assert decision.winner == said[-1].number
+    assert "momentum 0.8 for 0.9 ended at 1.4" in decision.reason
+    assert engine.decide(record, strategy) == replace(engine.decide(record, strategy), momentum=0.8)
+
+
+def test_each_named_momentum_is_tried_once_and_the_best_is_kept():
+    strategy = quiet(adopt=False, length=0.05)
+
+    def loss(rate, momentum):
+        return {None: 1.5, 0.8: 1.4, 0.6: 1.3}[momentum]
+
+    _, said, decision = momentum_search(with_momentum(0.9, False, 0.9, 0.8, 0.6), strategy, loss)
+    assert [probe.momentum for probe in said][-3:] == [None, 0.8, 0.6]
+    assert decision.momentum == 0.6
+    assert len(said) == 8
+
+
+@pytest.mark.parametrize(
+    ("own", "momenta", "options", "budget"),
+    [(None, (0.8,), {}, 0.5), (0.9, (), {}, 0.5), (0.9, (0.9,), {}, 0.5), (0.9, (0.8,), {"adopt": True}, 0.5)],
+)
+def test_no_other_momentum_is_tried_where_there_is_none_to_try(own, momenta, options, budget):
+    strategy = quiet(**{"adopt": False, "length": 0.05} | options)
+    record = with_momentum(own, True, *momenta, budget=budget)
+    record, said, decision = momentum_search(record, strategy, valley(0.1))
+    assert {probe.momentum for probe in said} == {None}
+    assert (len(said), decision.momentum) == (8, None)
+
+
+@pytest.mark.parametrize(("budget", "rates"), [(0.07, 1), (0.2, 3), (0.25, 4)])
+def test_a_search_of_few_probes_has_them_all_for_rates(budget, rates):
+    strategy = quiet(adopt=False, length=0.05)
+    _, said, _ = momentum_search(with_momentum(0.9, True, 0.8, budget=budget), strategy, valley(0.1))
+    assert [probe.momentum for probe in said] == [None] * rates
+
+
+def test_without_a_rate_that_trains_no_momentum_is_tried():
+    strategy = quiet(adopt=False, length=0.05)
+    record, tried = engine.apply(with_momentum(0.9, True, 0.8), Opened(0, 0, 3.0)), []
+    with pytest.raises(DivergedError):
+        while isinstance(probe := engine.decide(record, strategy), Probe):
+            tried.append(probe.momentum)
+            record = engine.apply(record, Issued(0, probe.number, probe.rate, probe.length, probe.momentum))
+            event = probed(probe, 3.0, state=TrialState.DIVERGED, steps=50)
+            record = engine.apply(record, replace(event, objective=None))
+    assert len(tried) >= 5
+    assert set(tried) == {None}
+
+
+def test_a_diverged_momentum_is_nobodys_rate():
+    """It tells nothing of rates: neither bounds nor the surrogate see it."""
+    strategy = quiet(adopt=False, length=0.05)
+    record, said, _ = momentum_search(with_momentum(0.9, False, 0.8), strategy, valley(-0.1))
+    assert len(of_rates(record)) == len(said) - 1 == len(observations(record))
+    assert record.stages[0].winner in {trial.number for trial in of_rates(record)}
 
 
 # Later stages

@@ -18,7 +18,7 @@ import autolrs
 PACKAGE = Path(autolrs.__file__).parent
 FLOORS = (
     # Values and plain functions.
-    {"errors", "files", "forecasts", "protocols", "records", "schedules", "space"},
+    {"errors", "files", "forecasts", "protocols", "records", "momentum", "schedules", "space"},
     # Pure models.
     {"acquisitions", "curves", "surrogates"},
     # Pure decisions.

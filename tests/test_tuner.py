@@ -881,3 +881,82 @@ def test_a_misspelt_setting_of_attach_is_said_before_a_study_is_made(tmp_path: P
     with pytest.raises(UntrackableError, match="no setting 'search_buget': did you mean the setting 'search_budget'"):
         autolrs.attach(model=model, optimizer=optimizer, steps=10, storage=str(tmp_path / "runs"), search_buget=0.1)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("make", ["sgd", "adam"])
+def test_the_momentum_found_trains_the_kept_run_and_its_replay_is_exact(tmp_path, make):
+    """Without noise in the batches a probe of a lower momentum wins on this bowl, or does not: both must replay."""
+
+    def build():
+        torch.manual_seed(0)
+        model = nn.Linear(6, 1)
+        if make == "sgd":
+            return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.95)
+        return model, torch.optim.Adam(model.parameters(), betas=(0.98, 0.999))
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 6, generator=generator)
+    batches = list(zip(x.split(8), (x @ torch.arange(6.0))[:, None].split(8), strict=True))
+    used = []
+
+    def train(session):
+        model, optimizer = build()
+        session.track(model=model, optimizer=optimizer)
+        for inputs, targets in session.batches(batches):
+            loss = nn.functional.mse_loss(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            group = optimizer.param_groups[0]
+            used.append((session.is_probe, group["betas"][0] if "betas" in group else group["momentum"]))
+            session.report(loss)
+
+    space = autolrs.SearchSpace("mine", bounds=(1e-4, 1.0), momentum=(0.5, 0.8))
+    study = autolrs.tune(train, steps=200, space=space, storage=str(tmp_path), search_budget=0.6)
+    own = 0.95 if make == "sgd" else 0.98
+    frame = study.trials_dataframe()
+    assert {0.5, 0.8} <= set(frame["momentum"].dropna())
+    assert {momentum for probe, momentum in used if probe} == {own, 0.5, 0.8}
+    found = own if study.schedule.momentum is None else study.schedule.momentum
+    assert {momentum for probe, momentum in used if not probe} == {found}
+    assert found != own  # a momentum of nearly one is the wrong one on a bowl
+
+    path = tmp_path / "schedule.json"
+    study.schedule.save(path)
+    schedule = autolrs.Schedule.load(path)
+    assert schedule == study.schedule
+    model, optimizer = build()
+    scheduler = schedule.to_lambda_lr(optimizer)
+    for step in range(200):
+        inputs, targets = batches[step % len(batches)]
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(inputs), targets).backward()
+        optimizer.step()
+        scheduler.step()
+    trained, _ = build()
+    study.load_into(trained)
+    for mine, theirs in zip(model.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert study.exact
+
+
+def test_a_study_is_not_resumed_with_another_momentum(tmp_path):
+    def train(session, momentum, stop):
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
+        session.track(model=model, optimizer=sgd)
+        for number, inputs in enumerate(session.batches([torch.ones(3, 2)] * 4)):
+            loss = model(inputs).square().mean()
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            session.report(loss)
+            if number == stop:
+                raise RuntimeError("stop here")
+
+    given = {"steps": 60, "space": "sgd", "storage": str(tmp_path), "name": "m"}
+    with pytest.raises(RuntimeError, match="stop here"):
+        autolrs.tune(lambda session: train(session, 0.9, 30), **given)
+    with pytest.raises(IdentityError, match=r"another momentum: 0\.9, now 0\.8"):
+        autolrs.tune(lambda session: train(session, 0.8, None), **given)

@@ -25,19 +25,23 @@ class PlannedStage:
     length: int
 
 
+def of_rates(record: Record) -> tuple[Trial, ...]:
+    """The trials that tell of rates: all but those that tried another momentum, which only a first search does."""
+    return tuple(trial for stage in record.stages for trial in stage.trials if stage.index or trial.momentum is None)
+
+
 def observations(record: Record) -> tuple[Observation, ...]:
-    """What a sampler may know: every trial of every stage, running ones as pending."""
+    """What a sampler may know: the trials `of_rates`, in their order, running ones as pending."""
     return tuple(
         Observation(
             rate=trial.rate,
             value=trial.forecast.mean if trial.forecast is not None else math.nan,
             std=trial.forecast.std if trial.forecast is not None else math.nan,
-            stage=stage.index,
-            start_loss=stage.start_loss if stage.start_loss is not None else math.nan,
+            stage=trial.stage,
+            start_loss=math.nan if (start := record.stages[trial.stage].start_loss) is None else start,
             pending=trial.state is TrialState.RUNNING,
         )
-        for stage in record.stages
-        for trial in stage.trials
+        for trial in of_rates(record)
     )
 
 

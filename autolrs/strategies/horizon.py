@@ -6,6 +6,10 @@ rate is never rewarded for cashing in the gain of annealing early, which makes g
 algorithm; Wu et al. 2018, arXiv 1803.02021). The winner's state at the *end of its plateau* is kept as training;
 the annealed one is thrown away. What remains runs on the base schedule, which always decays to zero.
 
+When the rate is found, each momentum that the space names is tried beside the optimizer's own, at that rate (for SGD at
+the rate that leaves the size of updates as it is), and kept if its miniature ends lower than all others: a short run
+says of the momentum what a long one does (docs/choices.md), unlike of rates for groups of parameters.
+
 A run R steps long wants a lower rate than a miniature of m steps: the best rate falls as length^-gamma. Gamma is about
 0.32 for language models (Bjorck et al. 2024, arXiv 2409.19913, sec. 3) and less, or nothing, where a network has
 normalisation and weight decay; 0.25 did best over the tasks it was chosen on (docs/choices.md). So a candidate eta for
@@ -17,12 +21,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Final
 
 from autolrs.curves import curve_model
 from autolrs.curves.pooled import last
 from autolrs.curves.stopping import chance
 from autolrs.engine import remaining
 from autolrs.errors import SettingError
+from autolrs.momentum import equivalent
 from autolrs.protocols import CurveModel, Sampler
 from autolrs.records import (
     Curve,
@@ -47,9 +53,13 @@ from autolrs.strategies.common import (
     gave_up,
     objective_std,
     observations,
+    of_rates,
     of_stage,
     recent,
 )
+
+ENOUGH: Final = 4
+"""Probes of rates before another momentum is tried."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +140,19 @@ class Horizon:
             return Open(stage=len(record.stages), start=record.kept_steps, evaluate=True)
         running = next((trial for trial in stage.trials if trial.state is TrialState.RUNNING), None)
         if running is not None:  # lost in a crash
-            return self._probe(record, stage, running.number, running.rate, running.length)
+            return self._probe(record, stage, running.number, running.rate, running.length, running.momentum)
         length = self._length(settings, stage.start)
         if stage.room is not None:
             length = min(length, stage.room)
         left = min(remaining(record), self._allowance(settings, stage.index) - record.probe_steps)
-        rate = self._propose(record, stage) if left >= length and self._long_enough(settings, length) else None
-        if rate is not None:
-            return self._probe(record, stage, len(stage.trials), rate, length)
+        if self._long_enough(settings, length):
+            number, momenta = len(stage.trials), self._untried(record, stage)
+            rate = self._propose(record, stage) if left >= (1 + len(momenta)) * length else None
+            if rate is not None:
+                return self._probe(record, stage, number, rate, length, record.momentum)
+            if momenta and left >= length and self._ended_well(record, stage):
+                rate = self._at(record, self._optimum(record, stage), momenta[0])
+                return self._probe(record, stage, number, rate, length, momenta[0])
         end = next((start for start in self._starts(settings) if start > stage.start), settings.steps)
         return self._decide(record, stage, end)
 
@@ -210,7 +225,29 @@ class Horizon:
             first=settings.space.initial,
         )
 
-    def _probe(self, record: Record, stage: Stage, number: int, rate: float, length: int) -> Probe:
+    def _untried(self, record: Record, stage: Stage) -> list[float]:
+        """The values of momentum to be tried from now on, once the rate is about known.
+
+        A plateau that is to be adopted is trained with the own one.
+        """
+        own, rates = record.own_momentum, sum(trial.momentum is None for trial in stage.trials)
+        if stage.index or self.adopt or own is None or rates < ENOUGH:
+            return []
+        tried = {own, *(trial.momentum for trial in stage.trials)}
+        return [momentum for momentum in record.settings.space.momentum if momentum not in tried]
+
+    def _at(self, record: Record, rate: float, momentum: float) -> float:
+        """The rate to go with another momentum."""
+        assert record.own_momentum is not None
+        return equivalent(rate, record.own_momentum, momentum, record.sums_gradients)
+
+    def _ended_well(self, record: Record, stage: Stage) -> bool:
+        """Whether some probe of a rate has a finite loss."""
+        return any(math.isfinite(o.value) for o in of_stage(observations(record), stage.index))
+
+    def _probe(
+        self, record: Record, stage: Stage, number: int, rate: float, length: int, momentum: float | None
+    ) -> Probe:
         pieces, plateau = self._miniature(record.settings, stage, rate, length)
         return Probe(
             stage=stage.index,
@@ -220,6 +257,7 @@ class Horizon:
             pieces=pieces,
             keep=plateau if self.adopt else 0,
             incumbent=self._incumbent(record, stage),
+            momentum=momentum,
         )
 
     def _miniature(self, settings: Settings, stage: Stage, rate: float, length: int) -> tuple[tuple[Piece, ...], int]:
@@ -232,15 +270,11 @@ class Horizon:
 
     def _incumbent(self, record: Record, stage: Stage) -> int | None:
         """Number of the trial that would win if the search ended now: its plateau is worth keeping in memory."""
-        found = observations(record)
-        if not any(math.isfinite(o.value) for o in of_stage(found, stage.index)):
-            return None
-        return self._winner(record, stage).number
+        return self._winner(record, stage).number if self._ended_well(record, stage) else None
 
     def _winner(self, record: Record, stage: Stage) -> Trial:
-        found = observations(record)
-        index = self.sampler.best(found, bounds=record.settings.space.bounds, stage=stage.index)
-        return stage.trials[index - sum(len(s.trials) for s in record.stages[: stage.index])]
+        index = self.sampler.best(observations(record), bounds=record.settings.space.bounds, stage=stage.index)
+        return of_rates(record)[index]
 
     def _optimum(self, record: Record, stage: Stage) -> float:
         """Nothing ties a run that starts from the checkpoint to one of a few tried rates."""
@@ -252,24 +286,37 @@ class Horizon:
 
     def _decide(self, record: Record, stage: Stage, stop: int) -> Decide:
         previous = record.stages[-2].rate if stage.index else None
-        found = of_stage(observations(record), stage.index)
         if all_diverged(stage) and previous is None:
             raise gave_up(stage)
-        if any(math.isfinite(o.value) for o in found):
+        if self._ended_well(record, stage):
             winner = self._winner(record, stage)
             if previous is None or self._clearly_better(stage, winner, previous):
                 rate = winner.rate if self.adopt else self._optimum(record, stage)
-                return self._changed(record, stage, stop, rate, winner, _why(stage, winner, rate))
+                why = _why(stage, winner, rate)
+                other = self._other_momentum(stage)
+                if other is None:
+                    return self._changed(record, stage, stop, rate, winner, why, record.momentum)
+                assert other.momentum is not None
+                rate = self._at(record, rate, other.momentum)
+                why = f"{why}; momentum {other.momentum:g} for {record.own_momentum:g} ended at {other.objective:.4g}"
+                return self._changed(record, stage, stop, rate, other, why, other.momentum)
             reason = "nothing clearly better"
         else:
             reason = "no probe ended well" if stage.trials else self._why_none(record, stage)
         if previous is None:
             known = record.settings.space.initial or record.own_rate
             assert known is not None
-            return self._changed(record, stage, stop, known, None, f"took {known:.3g} untried: {reason}")
+            return self._changed(record, stage, stop, known, None, f"took {known:.3g} untried: {reason}", None)
         # What was planned goes on to the float: a decay that has begun does not begin anew.
         pieces = cut(record.pieces, stage.start, record.settings.steps)
-        return Decide(stage.index, previous, stop, pieces, reason=f"kept {previous:.3g}: {reason}")
+        return Decide(
+            stage.index, previous, stop, pieces, reason=f"kept {previous:.3g}: {reason}", momentum=record.momentum
+        )
+
+    def _other_momentum(self, stage: Stage) -> Trial | None:
+        """The trial of another momentum that ended lower than every other trial of a first search, if one did."""
+        best = self._best(stage)
+        return best if best is not None and best.momentum is not None and stage.index == 0 else None
 
     def _why_none(self, record: Record, stage: Stage) -> str:
         length = self._length(record.settings, stage.start)
@@ -287,7 +334,14 @@ class Horizon:
         return gain > self.clear * math.hypot(old.forecast.std, winner.forecast.std)
 
     def _changed(
-        self, record: Record, stage: Stage, stop: int, rate: float, winner: Trial | None, reason: str
+        self,
+        record: Record,
+        stage: Stage,
+        stop: int,
+        rate: float,
+        winner: Trial | None,
+        reason: str,
+        momentum: float | None,
     ) -> Decide:
         """Warm-up and plateau of the winner's probe, then the base schedule for what remains of the run."""
         settings, space = record.settings, record.settings.space
@@ -315,6 +369,7 @@ class Horizon:
             winner=None if winner is None else winner.number,
             adopt=plateau,
             reason=reason,
+            momentum=momentum,
         )
 
 
@@ -342,7 +397,14 @@ def _why(stage: Stage, winner: Trial, rate: float) -> str:
     assert winner.forecast is not None
     text = f"{winner.rate:.3g} ended its miniature at {winner.forecast.mean:.4g}"
     text = f"kept {rate:.3g}: {text}" if rate == winner.rate else f"kept {rate:.3g}, the model's best: {text}"
-    others = [t for t in stage.trials if t.forecast is not None and t is not winner and t.state is TrialState.COMPLETE]
+    others = [
+        t
+        for t in stage.trials
+        if t.forecast is not None
+        and t.state is TrialState.COMPLETE
+        and t is not winner
+        and t.momentum == winner.momentum
+    ]
     if not others:
         return text
     rival = min(others, key=lambda t: t.forecast.mean if t.forecast else math.inf)
