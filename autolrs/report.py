@@ -148,6 +148,7 @@ def _header(study: Study) -> RenderableType:
         ("strategy", settings.strategy + (f" ({options})" if options else "")),
         ("curve model", settings.curve_model),
         ("seed", str(settings.seed)),
+        *((("momentum", f"{record.momentum:g} instead of {record.own_momentum:g}"),) if record.momentum else ()),
         ("exact", exact),
         ("stored in", study.storage),
     ):

@@ -31,8 +31,8 @@ CHOICES: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
     "length": ("probes of 6 %", {}, {"length": 0.06}),
     "chance": ("losers stopped by the curve model's chance to win", {}, {"stop": "chance"}),
     "gamma": ("gamma 0: the miniature's best rate as it is", {}, {"gamma": 0.0}),
-    "default": ("gamma 0.25", {}, {"gamma": 0.25}),
-    "momentum": ("the same, and momentum 0.8 tried beside 0.9: the default now", {"momentum": (0.8,)}, {"gamma": 0.25}),
+    "default": ("gamma 0.25: the default now", {}, {"gamma": 0.25}),
+    "momentum": ("the same, and a space that names a momentum of 0.8", {"momentum": (0.8,)}, {"gamma": 0.25}),
 }
 """Name -> (what it is, changes of the space, options of the strategy)."""
 

@@ -6,10 +6,11 @@ All are tuned alike: every setting is run with the first seed, the two with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+from autolrs.space import SearchSpace
 from benchmarks.families import FAMILIES
 from benchmarks.plain import PlainSession, row
 from benchmarks.rows import Row
@@ -72,6 +73,14 @@ def _ours(strategy: str, task: Task, settings: dict[str, Any], seed: int) -> Row
     return run(task, strategy, seed, **settings)
 
 
+def _with_momentum(task: Task, settings: dict[str, Any], seed: int) -> Row:
+    """`horizon` in a space that names a momentum of 0.8 beside the optimizer's own."""
+    from benchmarks.tuned import run
+
+    space = replace(SearchSpace.load(task.space), momentum=(0.8,))
+    return run(task, "horizon", seed, label="horizon-momentum", space=space, **settings)
+
+
 def _each_rate(task: Task) -> list[Settings]:
     return [{"rate": rate} for rate in task.rates]
 
@@ -99,6 +108,7 @@ METHODS: Final = {
         Method("range-test", "search", partial(_rivals, "range-test"), _once),
         *(Method(name, "search", partial(_search, name), _each_count) for name in ("optuna-tpe", "optuna-gp")),
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
+        Method("horizon-momentum", "ours", _with_momentum, _once),
         Method("autolrs", "ours", partial(_ours, "autolrs"), _once),
     )
 }

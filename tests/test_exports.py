@@ -7,13 +7,17 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autolrs.errors import UnknownNameError
 from autolrs.exports import FORMATS, export
+from autolrs.momentum import momentum_of
 from autolrs.schedules import BASES, Schedule, base_pieces, cut
 
 rates = st.floats(1e-6, 10)
@@ -28,7 +32,8 @@ def schedules(draw):
     first = base_pieces(draw(base), rate=draw(rates), start=0, stop=steps, warmup=draw(st.integers(0, 5)))
     second = base_pieces(draw(base), rate=draw(rates), start=turn, stop=steps)
     ratios = tuple(draw(st.lists(st.floats(0, 10), min_size=1, max_size=3)))
-    return Schedule((*cut(first, 0, turn), *second), ratios)
+    momentum = draw(st.none() | st.floats(0.01, 0.99))
+    return Schedule((*cut(first, 0, turn), *second), ratios, momentum)
 
 
 def load(text):
@@ -43,6 +48,7 @@ def test_python_gives_the_same_floats(schedule):
     for step in range(schedule.steps + 3):
         assert module["lr"](step) == schedule(step)
     assert module["RATIOS"] == schedule.ratios
+    assert module["MOMENTUM"] == schedule.momentum
 
 
 @given(schedules())
@@ -85,3 +91,14 @@ def test_an_unknown_format_lists_the_known():
     with pytest.raises(UnknownNameError, match=r"unknown export format 'xml'; known: csv, json, python"):
         export(Schedule.build("linear", rate=1.0, steps=2), "xml")
     assert set(FORMATS) == {"json", "csv", "python"}
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
+def test_both_schedulers_set_the_momentum(make):
+    schedule = Schedule.build("wsd", rate=0.1, steps=20)
+    for momentum, expected in ((None, 0.9), (0.8, 0.8)):
+        named = replace(schedule, momentum=momentum)
+        for scheduler_of in (named.to_lambda_lr, load(export(named, "python"))["scheduler"]):
+            optimizer = make([torch.nn.Parameter(torch.ones(1))], lr=0.01)
+            scheduler_of(optimizer)
+            assert momentum_of(optimizer.param_groups) == expected

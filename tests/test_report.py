@@ -83,6 +83,16 @@ def test_roll_backs_are_shown():
     assert "no: the kept run was rolled back" in text
 
 
+def test_another_momentum_is_shown():
+    found, record = replace(example_record(), own_momentum=0.9), example_record()
+    stages = (replace(record.stages[0], momentum=0.8), *(replace(stage, momentum=0.8) for stage in record.stages[1:]))
+    assert "0.8 instead of 0.9" in text_of(study(replace(found, stages=stages)))
+    assert "instead of" not in text_of(study(found))
+    tried = replace(record.stages[0].trials[0], momentum=0.8)
+    trials = (tried, *record.stages[0].trials[1:])
+    assert "momentum" in text_of(study(replace(found, stages=(replace(stages[0], trials=trials), *stages[1:]))))
+
+
 def test_only_changed_options_are_shown():
     default = strategy("autolrs")
     same = {"k": default.k, "sampler": {"kind": "GPSampler", "acquisition": "lcb", "kappa": 2.0}}

@@ -35,6 +35,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         schedule=draw(st.sampled_from(BASES)),
         warmup=draw(st.floats(0, 1, exclude_max=True)),
         decay=draw(st.floats(0, 1, exclude_min=True)),
+        momentum=tuple(draw(st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=2))),
         params=draw(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text())),
     )
 
@@ -116,6 +117,9 @@ def test_bounds_are_taken_exactly_if_the_rule_holds(low: float, high: float) -> 
         ({"warmup": "soon"}, ["`warmup` must be a number", "'soon'"]),
         ({"decay": 0}, ["0 < decay <= 1", "decay=0.0"]),
         ({"decay": math.nan}, ["0 < decay <= 1", "nan"]),
+        ({"momentum": 0.8}, ["`momentum` must be a list", "0.8"]),
+        ({"momentum": [0.8, 1]}, ["0 < momentum < 1", "1.0"]),
+        ({"momentum": ["much"]}, ["`momentum` must be a number", "'much'"]),
         ({"name": ""}, ["`name` must not be empty"]),
         ({"optimizer": 3}, ["`optimizer` must be a text", "3"]),
         ({"params": [1]}, ["`params` must map", "[1]"]),
