@@ -83,9 +83,13 @@ def tune(
         float | None, typer.Option(min=0, help="Probe steps / steps at most. [default: the strategy's]")
     ] = None,
     curve_model: Annotated[str, typer.Option(help="Extrapolates a probe's losses.")] = "auto",
-    executor: Annotated[str, typer.Option(help="Where probes run: serial.")] = "serial",
-    workers: Annotated[int, typer.Option(min=1, help="Probes at once.")] = 1,
+    executor: Annotated[str, typer.Option(help="Where the loop runs: serial or ray.")] = "serial",
+    workers: Annotated[int, typer.Option(min=1, help="Probes at once, on Ray.")] = 1,
+    cpus_per_worker: Annotated[float | None, typer.Option(min=0, help="CPUs for each worker. [default: 1]")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs for each worker.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Let a proposal depend on finished batches of probes alone.")
+    ] = True,
     storage: Storage = None,
     name: Annotated[str | None, typer.Option(help="Name of the study. [default: the function's and a hash]")] = None,
     resume: Annotated[Resume, typer.Option(help="Go on with an unfinished study of that name.")] = Resume.auto,
@@ -107,8 +111,10 @@ def tune(
     with _errors():
         from autolrs.arguments import load_train, parse, sections, space_with
 
-        if gpus_per_worker is not None and executor == "serial":
-            raise SettingError(f"--gpus-per-worker {gpus_per_worker:g} needs --executor ray.")
+        resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
+        given = {name: count for name, count in resources.items() if count is not None}
+        for name, count in given.items() if executor == "serial" else ():
+            raise SettingError(f"--{name.lower()}s-per-worker {count:g} needs --executor ray.")
         changes = sections(set_ or ())
         session_args = parse(arg or (), "--arg")
         searched = space_with(space, changes["space"])
@@ -131,6 +137,8 @@ def tune(
                 curve_model=curve_model,
                 executor=executor,
                 workers=workers,
+                resources_per_worker={"CPU": 1.0, **given} if executor == "ray" else None,
+                deterministic=deterministic,
                 storage=storage,
                 name=name,
                 resume=resume.value,

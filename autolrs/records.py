@@ -307,7 +307,12 @@ class Finish:
     """All planned steps are done."""
 
 
-Instruction = Open | Probe | Decide | Train | Finish
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before a probe that is in flight has ended."""
+
+
+Instruction = Open | Probe | Decide | Train | Finish | Wait
 
 
 # Events: what happened, in order. The list of events is the study.

@@ -18,7 +18,7 @@ import autolrs
 PACKAGE = Path(autolrs.__file__).parent
 FLOORS = (
     # Values and plain functions.
-    {"errors", "files", "forecasts", "protocols", "records", "schedules", "space"},
+    {"errors", "files", "forecasts", "protocols", "records", "schedules", "scripts", "space"},
     # Pure models.
     {"acquisitions", "curves", "surrogates"},
     # Pure decisions.
@@ -29,7 +29,7 @@ FLOORS = (
         *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "storage"),
     },
     # The loop.
-    {"study", "tuner"},
+    {"distributed", "study", "tuner"},
     # Reading and asking.
     {
         "arguments",
