@@ -1,4 +1,4 @@
-"""The command line: `autolrs tune | show | plot | export | predict | spaces | clean`.
+"""The command line: `autolrs tune | submit | show | plot | export | predict | spaces | clean`.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 an error of the user's, 2 wrong usage,
 3 stopped but resumable. Whatever is slow to import is imported by the command that needs it.
@@ -156,6 +156,69 @@ def tune(
         from autolrs.report import summary
 
         _console().print(summary(study))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    train: Annotated[str, typer.Argument(help="Your loop, in the working directory: train.py:train.", metavar="TRAIN")],
+    address: Annotated[
+        str | None, typer.Option(help="The cluster's dashboard: http://HEAD:8265. [default: RAY_ADDRESS]")
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="Folder that is sent to the cluster.")] = Path(),
+    exclude: Annotated[list[str] | None, typer.Option(help="Names not to send, beside .git, .venv, ...")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job's environment.")] = None,
+    python: Annotated[str, typer.Option(help="The cluster's Python, which has autolrs.")] = "python",
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's name and leave it alone.")] = False,
+    print_manifest: Annotated[
+        str | None, typer.Option(help="Print a manifest for the job instead: kuberay or cluster.")
+    ] = None,
+) -> None:
+    """Run `tune` as a job on a Ray cluster. All other options are those of `tune`; --storage is a must."""
+    with _errors():
+        from autolrs import jobs
+
+        command = jobs.entrypoint(train, context.args, python=python)
+        if print_manifest is not None:
+            _print_manifest(print_manifest, command, context.args)
+            return
+        environment = dict(word.partition("=")[::2] for word in env or ())
+        console = _console(stderr=True)
+        with _logs(console):
+            code = jobs.submit(
+                command,
+                address=address,
+                working_dir=working_dir,
+                excludes=exclude or (),
+                environment=environment,
+                detach=detach,
+                ask=_stop_or_detach,
+                write=lambda text: typer.echo(text, nl=False),
+            )
+    raise typer.Exit(code)
+
+
+def _print_manifest(kind: str, command: str, words: Sequence[str]) -> None:
+    from importlib.metadata import version
+
+    from autolrs.jobs import number
+    from autolrs.manifests import manifest
+
+    resources = {"CPU": number(words, "--cpus-per-worker", 1), "GPU": number(words, "--gpus-per-worker", 0)}
+    workers = int(number(words, "--workers", 1))
+    name = command.partition(" tune ")[2].partition(":")[2].partition(" ")[0]
+    text = manifest(kind, command, workers=workers, resources=resources, name=name, version=version("ray"))
+    typer.echo(text, nl=False)
+
+
+def _stop_or_detach() -> bool:
+    """At Ctrl-C: whether to stop the job. Where nobody can be asked, it goes on."""
+    import sys
+
+    if not sys.stdin.isatty():
+        return False
+    answer: str = typer.prompt("\nstop the job, or detach and let it go on? [stop/detach]", default="detach", err=True)
+    return answer.strip().lower().startswith("s")
 
 
 @app.command()

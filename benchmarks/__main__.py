@@ -5,6 +5,7 @@ python -m benchmarks tuned         autolrs on every task         -> benchmarks/r
 python -m benchmarks table         both                          -> docs/benchmarks.md
 python -m benchmarks choices       what the defaults beat        -> docs/choices.md (continues)
 python -m benchmarks performance   what a session costs          -> docs/performance.md
+python -m benchmarks workers       what several workers cost     -> docs/workers.md
 python -m benchmarks curves        curve models on real curves  -> docs/curves.md
 python -m benchmarks siblings      choosing and stopping probes  -> stdout, a part of docs/curves.md
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
@@ -36,6 +37,7 @@ def main() -> None:
     commands.add_parser("table")
     commands.add_parser("choices")
     commands.add_parser("performance")
+    commands.add_parser("workers")
     commands.add_parser("laws")
     commands.add_parser("siblings")
     curves = commands.add_parser("curves")
@@ -52,6 +54,11 @@ def main() -> None:
         from benchmarks import choices
 
         choices.run_all()
+        return
+    if given.command == "workers":
+        from benchmarks import workers
+
+        workers.write()
         return
     if given.command == "performance":
         from benchmarks import performance

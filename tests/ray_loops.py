@@ -45,4 +45,4 @@ def run_on_ray(storage: Path, train: Any = None, *, workers: int = 1, **settings
 
 def story(study: Study) -> Any:
     """All that must be equal where runs are equal bit for bit: decisions, rates, losses, weights, random numbers."""
-    return study.stages, study.schedule.to_json(), study.final_loss, study.result
+    return repr(study.stages), study.schedule.to_json(), study.final_loss, study.result  # repr, for NaN is not NaN

@@ -36,6 +36,8 @@ FLOORS = (
         "cli",
         "exports",
         "integrations",
+        "jobs",
+        "manifests",
         "pfn_cli",
         "plots",
         "predict_cli",

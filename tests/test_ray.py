@@ -65,6 +65,30 @@ def test_two_workers_run_twice_are_equal_bit_for_bit(tmp_path: Path) -> None:
     assert any(pair == ("Issued", "Issued") for pair in pairwise(events)), "two at once"
 
 
+@pytest.mark.slow
+def test_a_worker_that_nobody_needs_any_more_is_given_back(tmp_path: Path) -> None:
+    """In its kept run, this loop asks for the CPU of the other worker, which leaves through its `finally`."""
+
+    def train(session: Session) -> Any:
+        import ray
+
+        model, optimizer, loader = build()
+        session.track(model=model, optimizer=optimizer)
+        try:
+            for batch in session.batches(loader):
+                if not session.is_probe and session.step == 100:
+                    ray.get(ray.remote(os.getpid).options(num_cpus=1).remote(), timeout=30)
+                session.report(update(model, optimizer, batch))
+        finally:
+            (tmp_path / str(os.getpid())).touch()
+        return os.getpid()
+
+    study = run_on_ray(tmp_path, train, workers=2, **HORIZON)
+    left = {path.name for path in tmp_path.iterdir() if path.name.isdigit()}
+    assert len(left) == 2
+    assert str(study.result) in left
+
+
 def test_the_winner_keeps_the_run_on_the_worker_that_has_its_state(tmp_path: Path) -> None:
     """Three probes on two workers, the second wins: the same as one worker, without a step trained twice."""
     search = {"strategy": SEARCH, "steps": 60}

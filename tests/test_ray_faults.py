@@ -147,17 +147,24 @@ def test_the_lead_dies_before_anything_is_saved(tmp_path: Path, whole: Any) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize("where", ["probe", "kept run"])
-def test_a_loss_that_is_not_finite_is_treated_as_in_the_serial_run(where: str, tmp_path: Path, _ray: None) -> None:
+def test_a_loss_that_is_not_finite_is_treated_as_in_the_serial_run(where: str, tmp_path: Path) -> None:
     """A probe diverges; the kept run is rolled back."""
 
-    def each(session: Session, loss: torch.Tensor) -> None:
-        if in_probe(session) and session.lr > 0.01 if where == "probe" else in_kept_run(session):
-            loss.data.fill_(torch.nan)
+    def diverging() -> Any:
+        seen = []
 
-    settings = HORIZON | {"steps": 200}
-    study = run_on_ray(tmp_path / "ray", loop(each=each), **settings)
-    assert story(study) == story(run(tmp_path / "serial", loop(each=each), **settings))
+        def each(session: Session, loss: torch.Tensor) -> None:
+            if in_probe(session) if where == "probe" else in_kept_run(session):
+                if not seen:
+                    loss.data.fill_(torch.nan)
+                seen.append(session.step)
+
+        return loop(each=each)
+
+    study = run_on_ray(tmp_path / "ray", diverging(), **HORIZON)
+    assert story(study) == story(run(tmp_path / "serial", diverging(), **HORIZON))
     with StudyStore.open("run", storage=tmp_path / "ray", readonly=True) as store:
         assert any(isinstance(event, RolledBack) for event in store.events()) == (where == "kept run")
 
@@ -167,11 +174,11 @@ def test_a_loss_that_is_not_finite_is_treated_as_in_the_serial_run(where: str, t
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head without room for workers, and two nodes with room for one each, apart from the test's Ray."""
+    """A head without room for workers, and three nodes with room for one each, apart from the test's Ray."""
     if ray.is_initialized():
         ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
+    for _ in range(3):
         cluster.add_node(num_cpus=1)
     ray.init(cluster.address, logging_level="ERROR")
     try:
@@ -207,9 +214,10 @@ def says_where_it_is(marker: Path) -> Callable[[Session], None]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ray's, for a raylet that is gone
 @pytest.mark.parametrize("how", ["removed", "frozen"])
 def test_a_node_is_lost(how: str, tmp_path: Path, cluster: Cluster) -> None:
-    """In a probe; another node comes. A frozen one answers nothing, but Ray does not notice for a minute."""
+    """In a probe; another node has room. A frozen one answers nothing, but Ray does not notice for a minute."""
     marker = tmp_path / "marker"
 
     def lose() -> None:
@@ -220,7 +228,6 @@ def test_a_node_is_lost(how: str, tmp_path: Path, cluster: Cluster) -> None:
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             for process in [raylet, *raylet.children(recursive=True)]:
                 process.suspend()
-        cluster.add_node(num_cpus=1)
 
     expected = story(with_faults(tmp_path / "whole"))
     thread = at_work_elsewhere(marker, lose)
@@ -252,7 +259,7 @@ def test_a_worker_that_takes_all_memory_is_killed_by_ray_and_replaced(tmp_path: 
     with local_ray(_system_config=settings):
         expected = story(with_faults(tmp_path / "whole"))
         assert story(with_faults(tmp_path / "greedy", greedy)) == expected
-    assert lost(tmp_path / "greedy") == 1
+    assert lost(tmp_path / "greedy") >= 1  # Ray kills others, too
 
 
 # The driver
@@ -290,12 +297,13 @@ def test_a_driver_is_killed_and_run_again(moment: str, tmp_path: Path, whole: An
 
     with subprocess.Popen([sys.executable, str(script)], env=environment) as process:
         wait_for(has_come_far, seconds=60)
-        workers = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in children if child.name().startswith("ray::Worker")]
         process.kill()
     assert not (tmp_path / "result").exists()
     subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=120)
     study = load_study("run", str(tmp_path))
-    assert (study.stages, study.schedule.to_json(), study.final_loss) == whole[:3]
+    assert story(study)[:3] == whole[:3]
     assert (tmp_path / "result").read_text() == repr(whole[3])
-    gone, alive = psutil.wait_procs(workers, timeout=20)
-    assert alive == [], "the first driver's Ray went with it"
+    assert workers
+    assert psutil.wait_procs(workers, timeout=20)[1] == [], "the first driver's workers went with it"

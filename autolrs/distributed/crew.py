@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final
 
 from autolrs.codec import Encoded, encode
@@ -96,6 +97,8 @@ class Crew:
             self._put(encode(self._director.load(), allow_pickle=self._allow_pickle))
         now = time.monotonic()
         self._vacancies = [(now, number) for number in range(self._executor.workers)]
+        self._hire()
+        import_module("autolrs.surrogates")  # seconds, which the workers need to begin, too
         while True:
             self._hire()
             self._dispatch()
@@ -120,9 +123,9 @@ class Crew:
         import ray
 
         with suppress(Exception):
-            waiting = [member for member in self._members if member.idle]
+            waiting = [member for member in self._members if member.idle or member.leaving]
             for member in waiting:
-                member.send(Order(None))
+                member.dismiss()
             if waiting:
                 ray.wait([member.talk for member in waiting], num_returns=len(waiting), timeout=FAREWELL)
         for member in self._members:
@@ -169,6 +172,8 @@ class Crew:
         """
         self._members.remove(member)
         member.kill()
+        if member.leaving:
+            return
         if self._lead is member:
             self._lead = None
         task, what = member.task, _named(member.task)
@@ -281,8 +286,9 @@ class Crew:
         while (idle := [member for member in self._members if member.idle]) and not self._halted:
             tasks = [member.task for member in self._members if member.task is not None]
             in_flight = {task.number for task in tasks if isinstance(task, Probe)}
-            if len(in_flight) < len(tasks):
-                return  # the kept run is under way
+            if len(in_flight) < len(tasks):  # the kept run is under way
+                self._give_back(idle)
+                return
             instruction = self._director.next(in_flight=in_flight, batch=self._executor.batch)
             if isinstance(instruction, Wait):
                 return
@@ -296,6 +302,15 @@ class Crew:
                 self._lead, member.held = member, set()
             member.task = instruction
             self._answer(member, hand_over=self._state is not None and member.at != _key(self._director.record))
+
+    def _give_back(self, idle: list[Member]) -> None:
+        """If no later stage can need them, let those go who wait: others on the cluster may want their resources."""
+        record = self._director.record
+        if record.stage is None or record.stage.stop != record.settings.steps:
+            return
+        for member in idle:
+            member.dismiss()
+        log.info("the search is over: %d workers are given back, one trains on", len(idle))
 
     def _who(self, instruction: Instruction, idle: list[Member]) -> Member | None:
         """Who carries it out; None: somebody who is not there yet."""

@@ -28,6 +28,7 @@ class Member:
         at: key of the kept state that it holds; None: none of this run's.
         task: what it carries out; None: it begins, or waits for an order.
         idle: it waits for an order.
+        leaving: it was sent away.
         held: probes whose kept state it holds.
         done: updates of its task that are not in the record, when it was last felt.
         moved: when it last got on with its task.   [s]
@@ -41,6 +42,7 @@ class Member:
     at: tuple[int, int] | None = None
     task: Instruction | None = None
     idle: bool = False
+    leaving: bool = False
     held: set[int | None] = field(default_factory=set)
     done: int = 0
     loss: float = 0.0
@@ -53,6 +55,12 @@ class Member:
         """Give an order; None: begin. `state`: reference to the state that the order starts from."""
         self.idle, self.done, self.moved = False, 0, time.monotonic()
         self.talk, self.blob = self.actor.talk.options(num_returns=2).remote(order, state)
+
+    def dismiss(self) -> None:
+        """Send it away; it reports once more, that it has left."""
+        if not self.leaving:
+            self.leaving = True
+            self.send(Order(None))
 
     def heard(self) -> Report:
         """The report that is there."""
