@@ -35,7 +35,9 @@ EXCLUDES: Final = (
 )
 """What no job needs of a working directory."""
 POLL: Final = 1.0
-"""Seconds between two looks at a job that no longer logs."""
+"""Seconds between two looks at a job that no longer logs, and between two tries to submit one."""
+YOUNG: Final = 60.0
+"""Seconds in which a cluster that has begun must take jobs."""
 
 
 def entrypoint(train: str, options: Sequence[str], *, python: str = "python") -> str:
@@ -110,14 +112,8 @@ def submit(
     size = check_size(working_dir, left_out)
     with _explained(address):
         client = _client(address)
-        job = client.submit_job(
-            entrypoint=command,
-            runtime_env={
-                "working_dir": str(working_dir),
-                "excludes": list(left_out),
-                "env_vars": dict(environment or {}),
-            },
-        )
+        package = {"working_dir": str(working_dir), "excludes": list(left_out), "env_vars": dict(environment or {})}
+        job = _accepted(lambda: client.submit_job(entrypoint=command, runtime_env=package))
     log.info("job %s: %.1f MiB sent, %s", job, size / 2**20, masked_url(command))
     if detach:
         write(f"{job}\n")
@@ -132,6 +128,18 @@ def submit(
         with _explained(address):
             client.stop_job(job)
         raise StoppedError(f"job {job} was told to stop; the same command goes on from its last checkpoint.") from None
+
+
+def _accepted(submit: Callable[[], str]) -> str:
+    """Name of the job, from a cluster that may only just have begun."""
+    deadline = time.monotonic() + YOUNG
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL)
 
 
 def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> int:

@@ -253,7 +253,9 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     users = {"RAY_AUTH_MODE": "disabled"} if request.param == "open" else secret
     binaries = str(Path(sys.executable).parent)
-    environment = os.environ | users | {"PATH": f"{binaries}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    patience = {"RAY_agent_register_timeout_ms": "120000"}  # on a busy machine
+    own = {"PATH": f"{binaries}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | users | own | patience
     command = [f"{binaries}/ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
     options = ["--node-ip-address=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]
     with subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL) as process:
@@ -339,6 +341,7 @@ def test_a_jobs_driver_is_killed_and_the_same_command_goes_on(head: dict[str, st
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")  # in Ray's client
 def test_ctrl_c_asks_and_a_stopped_job_goes_on(head: dict[str, str], here: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     command = jobs.entrypoint(

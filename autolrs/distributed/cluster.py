@@ -161,7 +161,11 @@ def _places() -> list[tuple[dict[str, float], dict[str, float]]]:
     from ray.util import get_current_placement_group
 
     if (group := get_current_placement_group()) is not None:
-        return [(dict(bundle), dict(bundle)) for bundle in group.bundle_specs]
+        left = [dict(bundle) for bundle in group.bundle_specs]
+        ours = ray.get_runtime_context().get_assigned_resources()
+        if (home := next((bundle for bundle in left if _times(ours, bundle)), None)) is not None:
+            home.update({name: home[name] - count for name, count in ours.items()})
+        return [(bundle, bundle) for bundle in left]
     free = ray._private.state.available_resources_per_node()
     return [(node["Resources"], free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
 
