@@ -94,7 +94,7 @@ def tune(
     name: Annotated[str | None, typer.Option(help="Name of the study. [default: the function's and a hash]")] = None,
     resume: Annotated[Resume, typer.Option(help="Go on with an unfinished study of that name.")] = Resume.auto,
     seed: Annotated[int, typer.Option(help="Of the run and of the search.")] = 0,
-    checkpoint_dir: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
+    checkpoint_dir: Annotated[str | None, typer.Option(help="Folder or URI (s3://...) for checkpoints.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Kept steps between checkpoints.")] = None,
     replay_memory: Annotated[str, typer.Option(help="Memory for recorded batches.")] = "1GiB",
     max_seconds: Annotated[float | None, typer.Option(help="Stop, resumable, after this time.")] = None,
@@ -304,14 +304,14 @@ def clean(name: Name, storage: Storage = None) -> None:
         from autolrs.storage import StudyStore
 
         with StudyStore.open(name, storage=storage, create=False) as store:
-            folder = store.checkpoints.directory
-            before = _bytes_in(folder)
+            before = store.checkpoints.size
             settings = store.settings
             assert settings is not None, "`open` finds only studies that have settings"
             stage = replay(settings, store.events()).stage
             store.checkpoints.prune(keep=2, protect={stage.start} if stage and not stage.decided else ())
+            after = store.checkpoints.size
         typer.echo(
-            f"{(before - _bytes_in(folder)) / 1e6:.1f} MB removed, {_bytes_in(folder) / 1e6:.1f} MB kept in {folder}"
+            f"{(before - after) / 1e6:.1f} MB removed, {after / 1e6:.1f} MB kept in {store.checkpoints.directory}"
         )
 
 
@@ -394,10 +394,6 @@ def _logs(console: Console) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def load(path: Path, *, allow_pickle: bool = False) -> Any:
         return _decode(node, tensors, allow_pickle, str(path))
 
 
-def decode(data: Bytes, *, allow_pickle: bool = False) -> Any:
+def decode(data: Bytes, *, allow_pickle: bool = False, place: str = "a checkpoint in memory") -> Any:
     """The tree of `encode`'s bytes. Nothing in it aliases `data`, which other processes may read at the same time.
 
     Raises:
@@ -153,7 +153,6 @@ def decode(data: Bytes, *, allow_pickle: bool = False) -> Any:
     """
     import torch
 
-    place = "a checkpoint in memory"
     with _readable(place):
         view = memoryview(data).cast("B")
         begin = 8 + int.from_bytes(view[:8], "little")

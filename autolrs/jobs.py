@@ -14,12 +14,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from autolrs.backends import is_url, masked_url
-from autolrs.errors import SettingError, StoppedError, UnsupportedError
+from autolrs.errors import AutoLRSError, SettingError, StoppedError, UnsupportedError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -146,8 +146,9 @@ def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], object
     """Write the job's log to its end; its exit code."""
 
     async def tail() -> None:
-        async for text in client.tail_job_logs(job):
-            write(text)
+        async with aclosing(client.tail_job_logs(job)) as texts:
+            async for text in texts:
+                write(text)
 
     asyncio.run(tail())
     while not (status := client.get_job_status(job)).is_terminal():
@@ -180,7 +181,9 @@ def _explained(address: str | None) -> Iterator[None]:
     """Ray's errors in words."""
     try:
         yield
-    except (ConnectionError, RuntimeError) as error:
+    except AutoLRSError:
+        raise
+    except Exception as error:  # Ray's have no base of their own
         where, text = address or os.environ.get("RAY_ADDRESS"), str(error)
         if type(error).__name__ == "AuthenticationError" or "401" in text or "403" in text:
             raise SettingError(

@@ -97,7 +97,8 @@ def tune(
             settings give the same run; False: on all that has ended by then.
         storage: None: a journal file in ./autolrs-runs/NAME; a folder; or any Optuna storage URL.
         name: of the study; None: the function's name and 8 hex digits of the settings that identify it.
-        checkpoint_dir: where checkpoints go; None: beside the journal.
+        checkpoint_dir: where checkpoints go: a folder, or a URI of an object store (s3://bucket/runs, gs://...); None:
+            beside the journal.
         checkpoint_every: kept steps between checkpoints; None: max(100, steps / 50).
         replay_memory: bytes of recorded batches at most, as a number or like "1GiB".
         max_seconds: stop, resumable, after this wall time.

@@ -33,7 +33,7 @@ from autolrs.strategies.common import lost_in_crash
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "workers.md"
 STEP_SECONDS: Final = 0.02
-STEPS: Final = 2500
+STEPS: Final = 1500
 WORKERS: Final = (1, 2, 4, 8)
 CPUS: Final = 0.2
 """Of each worker, so that eight fit on two cores."""

@@ -26,7 +26,7 @@ FLOORS = (
     # The world: the live training state, and the disk.
     {
         *("batches", "director", "rates", "runner", "session", "snapshot"),
-        *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "storage"),
+        *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "places", "storage"),
     },
     # The loop.
     {"distributed", "study", "tuner"},

@@ -52,6 +52,8 @@ class RateSearcher(Searcher):  # type: ignore[misc]  # Ray demands a subclass
         if not (0 < bounds[0] < bounds[1] < math.inf):
             raise SettingError(f"`0 < low < high < inf` must hold for `bounds`, but got {bounds}.")
         super().__init__(metric=metric, mode=mode)
+        self._metric: str | None = metric
+        self._mode: str | None = mode
         self._name = name
         self._bounds = bounds
         self._config = dict(config or {})
@@ -75,7 +77,7 @@ class RateSearcher(Searcher):  # type: ignore[misc]  # Ray demands a subclass
         return {**self._config, self._name: rate}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        value = math.nan if error or not result else float(result.get(self._metric, math.nan))
+        value = math.nan if error or not result else float(result.get(str(self._metric), math.nan))
         self._losses[trial_id] = -value if self._mode == "max" else value
 
     def save(self, checkpoint_path: str) -> None:
