@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
+from autolrs.scripts import load_file
 from autolrs.space import SearchSpace
 
 SECTIONS: Final = ("space", "strategy")
@@ -49,15 +49,7 @@ def load_train(spec: str) -> Callable[[Any], Any]:
 def _file(path: Path) -> Any:
     if not path.is_file():
         raise UnknownNameError(f"there is no file {path} (looked in {Path.cwd()}).")
-    path = path.resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    sys.modules[path.stem] = module  # dataclasses and pickle look there
-    spec.loader.exec_module(module)
-    return module
+    return load_file(path)
 
 
 def _module(name: str) -> Any:

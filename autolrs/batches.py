@@ -228,6 +228,14 @@ class Feed:
             log.info("reached batch %d of epoch %d by %s", position.index, position.epoch, how)
         self._mark = mark
 
+    def move(self, position: Position) -> None:
+        """`seek` to a place in another run's data, whose pass becomes the first of the passes that the caller asked
+        for; what was recorded is forgotten."""
+        if self._last_epoch is not None:
+            self._last_epoch += position.epoch - self.epoch
+        self._mark, self._overflown = None, False
+        self.seek(position)
+
     def _begin_at(self, position: Position) -> str:
         """Iterate from the epoch's start to `position.index`; say how that was done."""
         skip, how = position.index, "loading and discarding"

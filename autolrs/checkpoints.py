@@ -1,4 +1,4 @@
-"""A folder of checkpoints: written whole or not at all, verified before use, pruned.
+"""A folder of checkpoints, or a place in an object store: written whole or not at all, verified before use, pruned.
 
     step-00000500.safetensors    a checkpoint of the kept run          NAME.safetensors    one with a tag ("final")
     manifest.json                size and SHA-256 of each; a file that it does not list does not count
@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from autolrs import codec
 from autolrs.errors import CheckpointError, SettingError, StudyLockedError
-from autolrs.files import Writable, remove_temporaries, replace_file
+from autolrs.files import Writable
+from autolrs.places import is_uri, place_of
 
 MANIFEST: Final = "manifest.json"
 _STEP_FILE: Final = re.compile(r"step-\d{8,}\.safetensors")
@@ -54,14 +55,14 @@ class CheckpointStore:
         readonly: bool = False,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = directory if is_uri(directory) else Path(directory)
+        self._place = place_of(directory)
         self._allow_pickle = allow_pickle
         self._readonly = readonly
         self._guard = guard
         if not readonly:
             try:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                remove_temporaries(self.directory)
+                self._place.prepare()
             except OSError as error:
                 raise CheckpointError(f"cannot use {self.directory} for checkpoints: {error}") from error
 
@@ -71,23 +72,24 @@ class CheckpointStore:
         return tuple(sorted(entry.step for entry in self._entries().values() if not entry.tag))
 
     @property
+    def size(self) -> int:
+        """Bytes of all listed checkpoints."""
+        return sum(entry.size for entry in self._entries().values())
+
+    @property
     def empty(self) -> bool:
         """No checkpoint at all, tagged or not."""
         return not self._entries()
 
-    def path(self, key: int | str) -> Path:
-        """Where the checkpoint of a step or tag lies.
+    def path(self, key: int | str) -> Path | str:
+        """Where the checkpoint of a step or tag lies; a URI in an object store.
 
         Raises:
             CheckpointError: there is none.
         """
-        name = _file_name(key)
-        if name not in (entries := self._entries()):
-            known = ", ".join(sorted(entries)) or "none"
-            raise CheckpointError(f"no checkpoint {name} in {self.directory}; listed there: {known}.")
-        return self.directory / name
+        return self._place.show(self._listed(key))
 
-    def save(self, step: int, tree: Any, *, tag: str = "") -> Path:
+    def save(self, step: int, tree: Any, *, tag: str = "") -> Path | str:
         """Write `tree` as the checkpoint of kept step `step`, or of `tag`, replacing an earlier one.
 
         Raises:
@@ -96,7 +98,7 @@ class CheckpointStore:
         """
         self._writing()
         name = _file_name(tag or step)
-        path = self.directory / name
+        path = self._place.show(name)
         hashing = _Hashing()
 
         def write(file: Writable) -> None:
@@ -112,7 +114,7 @@ class CheckpointStore:
                 self._write_manifest(entries | {name: new})
 
         try:
-            replace_file(path, write, before=announce)
+            self._place.write(name, write, before=announce)
             entries[name] = Entry(step, tag, hashing.size, hashing.sha.hexdigest())
             self._write_manifest(entries)
         except OSError as error:
@@ -124,28 +126,28 @@ class CheckpointStore:
             ) from error
         return path
 
-    def tag(self, step: int, tag: str) -> Path:
+    def tag(self, step: int, tag: str) -> Path | str:
         """Keep the checkpoint of kept step `step` under `tag` too, where pruning never removes it.
 
         Raises:
             CheckpointError: there is none, or the copy could not be written.
         """
         self._writing()
-        source, name = self.path(step), _file_name(tag)
+        source, name = self._listed(step), _file_name(tag)
 
         def write(file: Writable) -> None:
-            file.write(source.read_bytes())
+            file.write(self._place.read(source))
 
-        entries = self._entries()
+        entries, path = self._entries(), self._place.show(name)
         try:
-            replace_file(self.directory / name, write)
-            self._write_manifest(entries | {name: replace(entries[source.name], tag=tag)})
+            self._place.write(name, write)
+            self._write_manifest(entries | {name: replace(entries[source], tag=tag)})
         except OSError as error:
             raise CheckpointError(
-                f"cannot write checkpoint {self.directory / name}: {error.strerror or error}. That of step {step} is "
+                f"cannot write checkpoint {path}: {error.strerror or error}. That of step {step} is "
                 "still good. Make room on the disk, then run the same command again."
             ) from error
-        return self.directory / name
+        return path
 
     def load(self, key: int | str) -> Any:
         """The tree saved for a step or tag, after its size and checksum were compared with the manifest's.
@@ -153,18 +155,25 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is missing, damaged, or needs `allow_pickle`.
         """
-        path = self.path(key)
-        entry = self._entries()[path.name]
+        name, path = self._listed(key), self.path(key)
+        entry, data = self._entries()[name], b""
         try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                size = file.tell()
+            if isinstance(path, Path):
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                    size = file.tell()
+            else:
+                data = self._place.read(name)
+                sha256, size = hashlib.sha256(data).hexdigest(), len(data)
         except OSError as error:
-            raise CheckpointError(f"checkpoint {path} is listed but cannot be read: {error.strerror}.") from error
+            why = error.strerror or error
+            raise CheckpointError(f"checkpoint {path} is listed but cannot be read: {why}.") from error
         if sha256 not in (entry.sha256, entry.former):
             how = f"{size:,} bytes instead of {entry.size:,}" if size != entry.size else "its checksum is wrong"
             raise CheckpointError(f"checkpoint {path} is damaged: {how}.")
-        return codec.load(path, allow_pickle=self._allow_pickle)
+        if isinstance(path, Path):
+            return codec.load(path, allow_pickle=self._allow_pickle)
+        return codec.decode(data, allow_pickle=self._allow_pickle, place=path)
 
     def latest(self, at_most: int | None = None) -> tuple[int, Any, list[str]]:
         """The last loadable checkpoint: its step, its tree, and what was wrong with each later one.
@@ -204,10 +213,10 @@ class CheckpointStore:
         try:
             if kept != entries:
                 self._write_manifest(kept)
-            for path in self.directory.iterdir():
+            for name in self._place.names():
                 # Step files that the manifest does not list are left over from a kill.
-                if path.name not in kept and (path.name in entries or _STEP_FILE.fullmatch(path.name)):
-                    path.unlink()
+                if name not in kept and (name in entries or _STEP_FILE.fullmatch(name)):
+                    self._place.remove(name)
         except OSError as error:
             raise CheckpointError(
                 f"cannot remove old checkpoints in {self.directory}: {error.strerror or error}. The last ones are "
@@ -219,20 +228,33 @@ class CheckpointStore:
             raise StudyLockedError(f"{self.directory} was opened for reading only.")
         self._guard()
 
+    def _listed(self, key: int | str) -> str:
+        """Name of the file of a step or tag.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        name = _file_name(key)
+        if name not in (entries := self._entries()):
+            known = ", ".join(sorted(entries)) or "none"
+            raise CheckpointError(f"no checkpoint {name} in {self.directory}; listed there: {known}.")
+        return name
+
     def _entries(self) -> dict[str, Entry]:
-        path = self.directory / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(self._place.read(MANIFEST))
             return {name: Entry(**entry) for name, entry in data["checkpoints"].items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise CheckpointError(f"{path}, the list of checkpoints, is damaged: {error}") from error
+            raise CheckpointError(
+                f"{self._place.show(MANIFEST)}, the list of checkpoints, is damaged: {error}"
+            ) from error
 
     def _write_manifest(self, entries: dict[str, Entry]) -> None:
         data = {"version": 1, "checkpoints": {name: asdict(entry) for name, entry in entries.items()}}
         text = json.dumps(data, indent=1).encode()
-        replace_file(self.directory / MANIFEST, lambda file: file.write(text))
+        self._place.write(MANIFEST, lambda file: file.write(text))
 
 
 class _Hashing:

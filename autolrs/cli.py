@@ -1,4 +1,4 @@
-"""The command line: `autolrs tune | show | plot | export | predict | spaces | clean`.
+"""The command line: `autolrs tune | submit | show | plot | export | predict | spaces | clean`.
 
 Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 an error of the user's, 2 wrong usage,
 3 stopped but resumable. Whatever is slow to import is imported by the command that needs it.
@@ -83,14 +83,18 @@ def tune(
         float | None, typer.Option(min=0, help="Probe steps / steps at most. [default: the strategy's]")
     ] = None,
     curve_model: Annotated[str, typer.Option(help="Extrapolates a probe's losses.")] = "auto",
-    executor: Annotated[str, typer.Option(help="Where probes run: serial.")] = "serial",
-    workers: Annotated[int, typer.Option(min=1, help="Probes at once.")] = 1,
+    executor: Annotated[str, typer.Option(help="Where the loop runs: serial or ray.")] = "serial",
+    workers: Annotated[int, typer.Option(min=1, help="Probes at once, on Ray.")] = 1,
+    cpus_per_worker: Annotated[float | None, typer.Option(min=0, help="CPUs for each worker. [default: 1]")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="GPUs for each worker.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Let a proposal depend on finished batches of probes alone.")
+    ] = True,
     storage: Storage = None,
     name: Annotated[str | None, typer.Option(help="Name of the study. [default: the function's and a hash]")] = None,
     resume: Annotated[Resume, typer.Option(help="Go on with an unfinished study of that name.")] = Resume.auto,
     seed: Annotated[int, typer.Option(help="Of the run and of the search.")] = 0,
-    checkpoint_dir: Annotated[Path | None, typer.Option(help="Folder for checkpoints.")] = None,
+    checkpoint_dir: Annotated[str | None, typer.Option(help="Folder or URI (s3://...) for checkpoints.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Kept steps between checkpoints.")] = None,
     replay_memory: Annotated[str, typer.Option(help="Memory for recorded batches.")] = "1GiB",
     max_seconds: Annotated[float | None, typer.Option(help="Stop, resumable, after this time.")] = None,
@@ -107,8 +111,10 @@ def tune(
     with _errors():
         from autolrs.arguments import load_train, parse, sections, space_with
 
-        if gpus_per_worker is not None and executor == "serial":
-            raise SettingError(f"--gpus-per-worker {gpus_per_worker:g} needs --executor ray.")
+        resources = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
+        given = {name: count for name, count in resources.items() if count is not None}
+        for name, count in given.items() if executor == "serial" else ():
+            raise SettingError(f"--{name.lower()}s-per-worker {count:g} needs --executor ray.")
         changes = sections(set_ or ())
         session_args = parse(arg or (), "--arg")
         searched = space_with(space, changes["space"])
@@ -131,6 +137,8 @@ def tune(
                 curve_model=curve_model,
                 executor=executor,
                 workers=workers,
+                resources_per_worker={"CPU": 1.0, **given} if executor == "ray" else None,
+                deterministic=deterministic,
                 storage=storage,
                 name=name,
                 resume=resume.value,
@@ -148,6 +156,69 @@ def tune(
         from autolrs.report import summary
 
         _console().print(summary(study))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    train: Annotated[str, typer.Argument(help="Your loop, in the working directory: train.py:train.", metavar="TRAIN")],
+    address: Annotated[
+        str | None, typer.Option(help="The cluster's dashboard: http://HEAD:8265. [default: RAY_ADDRESS]")
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="Folder that is sent to the cluster.")] = Path(),
+    exclude: Annotated[list[str] | None, typer.Option(help="Names not to send, beside .git, .venv, ...")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job's environment.")] = None,
+    python: Annotated[str, typer.Option(help="The cluster's Python, which has autolrs.")] = "python",
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's name and leave it alone.")] = False,
+    print_manifest: Annotated[
+        str | None, typer.Option(help="Print a manifest for the job instead: kuberay or cluster.")
+    ] = None,
+) -> None:
+    """Run `tune` as a job on a Ray cluster. All other options are those of `tune`; --storage is a must."""
+    with _errors():
+        from autolrs import jobs
+
+        command = jobs.entrypoint(train, context.args, python=python)
+        if print_manifest is not None:
+            _print_manifest(print_manifest, command, context.args)
+            return
+        environment = dict(word.partition("=")[::2] for word in env or ())
+        console = _console(stderr=True)
+        with _logs(console):
+            code = jobs.submit(
+                command,
+                address=address,
+                working_dir=working_dir,
+                excludes=exclude or (),
+                environment=environment,
+                detach=detach,
+                ask=_stop_or_detach,
+                write=lambda text: typer.echo(text, nl=False),
+            )
+    raise typer.Exit(code)
+
+
+def _print_manifest(kind: str, command: str, words: Sequence[str]) -> None:
+    from importlib.metadata import version
+
+    from autolrs.jobs import number
+    from autolrs.manifests import manifest
+
+    resources = {"CPU": number(words, "--cpus-per-worker", 1), "GPU": number(words, "--gpus-per-worker", 0)}
+    workers = int(number(words, "--workers", 1))
+    name = command.partition(" tune ")[2].partition(":")[2].partition(" ")[0]
+    text = manifest(kind, command, workers=workers, resources=resources, name=name, version=version("ray"))
+    typer.echo(text, nl=False)
+
+
+def _stop_or_detach() -> bool:
+    """At Ctrl-C: whether to stop the job. Where nobody can be asked, it goes on."""
+    import sys
+
+    if not sys.stdin.isatty():
+        return False
+    answer: str = typer.prompt("\nstop the job, or detach and let it go on? [stop/detach]", default="detach", err=True)
+    return answer.strip().lower().startswith("s")
 
 
 @app.command()
@@ -233,14 +304,14 @@ def clean(name: Name, storage: Storage = None) -> None:
         from autolrs.storage import StudyStore
 
         with StudyStore.open(name, storage=storage, create=False) as store:
-            folder = store.checkpoints.directory
-            before = _bytes_in(folder)
+            before = store.checkpoints.size
             settings = store.settings
             assert settings is not None, "`open` finds only studies that have settings"
             stage = replay(settings, store.events()).stage
             store.checkpoints.prune(keep=2, protect={stage.start} if stage and not stage.decided else ())
+            after = store.checkpoints.size
         typer.echo(
-            f"{(before - _bytes_in(folder)) / 1e6:.1f} MB removed, {_bytes_in(folder) / 1e6:.1f} MB kept in {folder}"
+            f"{(before - after) / 1e6:.1f} MB removed, {after / 1e6:.1f} MB kept in {store.checkpoints.directory}"
         )
 
 
@@ -323,10 +394,6 @@ def _logs(console: Console) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -28,6 +29,8 @@ from autolrs.files import Writable
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+Bytes = bytes | bytearray | memoryview
 
 VERSION: Final = 1
 HEADER_LIMIT: Final = 100_000_000
@@ -49,6 +52,7 @@ _NATIVE: Final = {
     "float64": "F64",
 }
 """Tensor dtypes that every safetensors reader knows; others are stored as bytes."""
+_NAMES: Final = {name: dtype for dtype, name in _NATIVE.items()}
 
 _HOLLOW: Final = re.compile(r"u?int[1-7]|bits.*|q.*")
 """Dtypes that torch itself cannot copy, or that need more than their bytes."""
@@ -63,8 +67,26 @@ _ARRAY_KINDS: Final = "biufcSUMmV"
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tree that `encode` has turned into the bytes of its file; `dump` writes them as they are."""
+
+    data: Bytes
+
+
+def encode(tree: Any, *, allow_pickle: bool = False) -> bytearray:
+    """The bytes that `dump` would write.
+
+    Raises:
+        UntrackableError: see `dump`.
+    """
+    collected = _Collected()
+    dump(tree, collected, allow_pickle=allow_pickle)
+    return collected.data
+
+
 def dump(tree: Any, file: Writable, *, allow_pickle: bool = False) -> None:
-    """Write `tree` to `file`.
+    """Write `tree`, which may be `Encoded` already, to `file`.
 
     Tensors are detached and brought to the CPU in contiguous order; views of one tensor are written once.
     Devices are stored as names. Containers may hold each other in any depth that JSON allows, but no cycles.
@@ -74,6 +96,9 @@ def dump(tree: Any, file: Writable, *, allow_pickle: bool = False) -> None:
             `allow_pickle` is off; the message has its place in the tree.
         OSError: from `file.write`.
     """
+    if isinstance(tree, Encoded):
+        file.write(memoryview(tree.data))
+        return
     encoder = _Encoder(allow_pickle)
     try:
         node = json.dumps({"version": VERSION, "tree": encoder.encode(tree, "")})
@@ -110,20 +135,64 @@ def load(path: Path, *, allow_pickle: bool = False) -> Any:
         CheckpointError: the file is missing, damaged, of a newer format, or holds a pickled object and
             `allow_pickle` is off.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with _readable(str(path)):
         with safe_open(path, framework="pt") as file:
             node = json.loads((file.metadata() or {})["autolrs"])
             # A clone, because the reader's tensors are windows on the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if node["version"] != VERSION:
-            raise CheckpointError(f"{path} has format {node['version']}; this autolrs reads format {VERSION}.")
-        return _Decoder(tensors, allow_pickle, path).decode(node["tree"])
+        return _decode(node, tensors, allow_pickle, str(path))
+
+
+def decode(data: Bytes, *, allow_pickle: bool = False, place: str = "a checkpoint in memory") -> Any:
+    """The tree of `encode`'s bytes. Nothing in it aliases `data`, which other processes may read at the same time.
+
+    Raises:
+        CheckpointError: see `load`.
+    """
+    import torch
+
+    with _readable(place):
+        view = memoryview(data).cast("B")
+        begin = 8 + int.from_bytes(view[:8], "little")
+        header = json.loads(bytes(view[8:begin]))
+        node = json.loads(header.pop("__metadata__")["autolrs"])
+        tensors = {}
+        for name, entry in header.items():
+            start, stop = (begin + offset for offset in entry["data_offsets"])
+            buffer = torch.empty(stop - start, dtype=torch.uint8)
+            buffer.numpy()[:] = view[start:stop]
+            tensors[name] = buffer.view(_attribute(_NAMES[entry["dtype"]], torch.dtype)).reshape(entry["shape"])
+        return _decode(node, tensors, allow_pickle, place)
+
+
+def _decode(node: Any, tensors: Mapping[str, torch.Tensor], allow_pickle: bool, place: str) -> Any:
+    if node["version"] != VERSION:
+        raise CheckpointError(f"{place} has format {node['version']}; this autolrs reads format {VERSION}.")
+    return _Decoder(tensors, allow_pickle, place).decode(node["tree"])
+
+
+@contextmanager
+def _readable(place: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except CheckpointError:
         raise
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+        raise CheckpointError(f"{place} is not a readable checkpoint: {error}") from error
+
+
+class _Collected:
+    """A file in memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        self.data += data
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +335,10 @@ class _Encoder:
 class _Decoder:
     """Turns JSON nodes back into values."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], allow_pickle: bool, path: Path) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], allow_pickle: bool, place: str) -> None:
         self._tensors = tensors
         self._allow_pickle = allow_pickle
-        self._path = path
+        self._place = place
 
     def decode(self, node: Any) -> Any:
         if isinstance(node, list):
@@ -310,7 +379,7 @@ class _Decoder:
     def _unpickle(self, name: str) -> Any:
         if not self._allow_pickle:
             raise CheckpointError(
-                f"{self._path} holds a pickled object at {_place(name)}, and loading it would run code. If you trust "
+                f"{self._place} holds a pickled object at {_place(name)}, and loading it would run code. If you trust "
                 "the file, open the study with allow_pickle=True."
             )
         return pickle.loads(self._bytes(name))
@@ -344,7 +413,7 @@ class _Decoder:
                 layout=_attribute(layout, torch.layout),
                 check_invariants=True,
             )
-        raise CheckpointError(f"{self._path} holds a {kind!r}, which this autolrs does not know.")
+        raise CheckpointError(f"{self._place} holds a {kind!r}, which this autolrs does not know.")
 
 
 def _place(path: str) -> str:

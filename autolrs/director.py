@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
+from autolrs.codec import Encoded
 from autolrs.engine import apply, decide, roll_back
+from autolrs.errors import StoppedError
 from autolrs.protocols import Callback, Strategy
 from autolrs.records import (
     Curve,
@@ -35,7 +37,7 @@ BEAT_SECONDS: Final = 1.0
 class Checkpoints(Protocol):
     """The part of `checkpoints.CheckpointStore` that a run needs."""
 
-    def save(self, step: int, tree: Tree) -> object: ...
+    def save(self, step: int, tree: Tree | Encoded) -> object: ...
 
     def tag(self, step: int, tag: str) -> object: ...
 
@@ -53,6 +55,31 @@ class Store(Protocol):
     def append(self, event: Event) -> None: ...
 
     def heartbeat(self, payload: dict[str, Any]) -> None: ...
+
+
+class Directing(Protocol):
+    """What a session needs of a director: `Director` in its own process, or one that asks the driver's."""
+
+    @property
+    def record(self) -> Record: ...
+
+    def next(self) -> Instruction: ...
+
+    def handed_over(self) -> Tree | None: ...
+
+    def tell(self, event: Event) -> None: ...
+
+    def prune(self, probe: Probe, curve: Curve) -> str: ...
+
+    def diverged(self, at: int, loss: float, bad: int | None = None) -> RolledBack: ...
+
+    def progress(self, instruction: Instruction, done: int, loss: float) -> str: ...
+
+    def save(self, step: int, tree: Tree) -> None: ...
+
+    def keep_final(self) -> None: ...
+
+    def load(self) -> Tree: ...
 
 
 class Director:
@@ -80,12 +107,18 @@ class Director:
         self._began = self._last_beat = time.monotonic()
         self._events = events  # stored so far
 
-    def next(self) -> Instruction:
-        """What to do now; decisions are stored on the way."""
+    def next(self, *, in_flight: Collection[int] = frozenset(), batch: int = 0) -> Instruction:
+        """What to do now, see `engine.decide`; decisions are stored on the way."""
         with rng_preserved():
-            while isinstance(instruction := decide(self.record, self._strategy), Decide):
+            while isinstance(
+                instruction := decide(self.record, self._strategy, in_flight=in_flight, batch=batch), Decide
+            ):
                 self._tell(Decided(instruction))
             return instruction
+
+    def handed_over(self) -> Tree | None:
+        """A kept state of another process, from which the last instruction goes on; here there is no other."""
+        return None
 
     def tell(self, event: Event) -> None:
         """Store an event, then let it change the record, then tell the callbacks."""
@@ -105,19 +138,24 @@ class Director:
         """What to do about a kept run, come to step `at`, whose loss of step `bad` is not finite."""
         return roll_back(self.record, at, loss, bad)
 
-    def progress(self, instruction: Instruction, done: int, loss: float) -> str:
-        """Tell the callbacks how far the instruction is; return why to stop, or ""."""
+    def progress(self, instruction: Instruction, done: int, loss: float, *, running: int | None = None) -> str:
+        """Tell the callbacks how far the instruction is; return why to stop, or "".
+
+        Args:
+            running: updates that a crash would throw away now; None: `done`.
+        """
         now = time.monotonic()
         if now - self._last_beat > BEAT_SECONDS:
             self._last_beat = now
-            self._store.heartbeat({"events": self._events, "running": done, "seconds": now - self._began})
+            lost = done if running is None else running
+            self._store.heartbeat({"events": self._events, "running": lost, "seconds": now - self._began})
         if self._callbacks:
             with rng_preserved():
                 for callback in self._callbacks:
                     callback.on_progress(self.record, instruction, done, loss)
         return "max_seconds is over" if self._deadline and now > self._deadline else ""
 
-    def save(self, step: int, tree: Tree) -> None:
+    def save(self, step: int, tree: Tree | Encoded) -> None:
         """Write the checkpoint of kept step `step`; the one before it stays, in case this one is damaged."""
         self._store.checkpoints.save(step, tree)
         self._store.checkpoints.prune(keep=2)
@@ -146,3 +184,11 @@ class Director:
         self.record = record
         for callback in self._callbacks:
             callback.on_event(record, event)
+
+
+def stopped(record: Record, reason: str) -> StoppedError:
+    """What tells that a run was asked to stop, for `reason`."""
+    return StoppedError(
+        f"stopped at step {record.kept_steps} of {record.settings.steps} ({reason}); "
+        "all is saved, and the same command or script goes on from there."
+    )

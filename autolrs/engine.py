@@ -11,7 +11,7 @@ A `Decide` is not work: whoever runs the engine turns it into a `Decided` event 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ from autolrs.records import (
     Trained,
     Trial,
     TrialState,
+    Wait,
 )
 from autolrs.schedules import base_pieces, cut
 
@@ -69,8 +70,16 @@ def apply(record: Record, event: Event) -> Record:
     return _APPLY[type(event)](record, event)
 
 
-def decide(record: Record, strategy: Strategy) -> Instruction:
-    """What to do next. The same record and strategy always give the same answer.
+def decide(
+    record: Record, strategy: Strategy, *, in_flight: Collection[int] = frozenset(), batch: int = 0
+) -> Instruction:
+    """What to do next. The same arguments always give the same answer.
+
+    Args:
+        in_flight: probes of the open stage, by number, that somebody is at work on. Others that are RUNNING were lost
+            in a crash, and are said again.
+        batch: probes that are proposed without waiting for each other, in `deterministic` runs: a proposal then
+            depends on the finished batches alone (see `before_batch`). 0: on all that has ended.
 
     Raises:
         DivergedError: the loss is not finite at any rate.
@@ -86,7 +95,7 @@ def decide(record: Record, strategy: Strategy) -> Instruction:
             return _train(record, stage.stop)
     if settings.budget == 0:
         return _plain(record)
-    instruction = strategy.decide(record)
+    instruction = _ask(record, strategy, frozenset(in_flight), batch)
     new = isinstance(instruction, Probe) and stage is not None and instruction.number == len(stage.trials)
     if isinstance(instruction, Probe) and new and instruction.length > remaining(record):
         raise SettingError(
@@ -94,6 +103,46 @@ def decide(record: Record, strategy: Strategy) -> Instruction:
             f"{instruction.stage}, but {remaining(record)} of the budget of {settings.budget} are left."
         )
     return instruction
+
+
+def _ask(record: Record, strategy: Strategy, in_flight: frozenset[int], batch: int) -> Instruction:
+    """The strategy's answer, in the light of what is in flight."""
+    stage = record.stage
+    if stage is None or stage.decided:
+        return strategy.decide(record)
+    running = {trial.number for trial in stage.trials if trial.state is TrialState.RUNNING}
+    if not running - in_flight:  # else one was lost, and comes first
+        begun = len(stage.trials)
+        unfinished = frozenset(range(first_of_batch(begun, batch), begun)) if batch > 1 else running
+        if batch > 1 and running and not unfinished:
+            return Wait()  # the batch is issued, and not all of it has ended
+        if unfinished:
+            instruction = strategy.decide(before_batch(record, begun, batch), unfinished)
+            # That the batch is issued as far as the budget goes says nothing of what its probes, ended early, save.
+            return instruction if isinstance(instruction, Probe) or running else strategy.decide(record)
+    return strategy.decide(record, in_flight) if in_flight else strategy.decide(record)
+
+
+def first_of_batch(number: int, batch: int) -> int:
+    """Number of the first probe in the batch that probe `number` belongs to; itself without batches."""
+    return number - number % batch if batch else number
+
+
+def before_batch(record: Record, number: int, batch: int) -> Record:
+    """The record as if probe `number`'s batch had not ended yet: what its rate, and its pruning, may depend on.
+
+    Which probes of a batch end first is chance, and which are run again after a fault, too. Without batches it is the
+    record itself.
+    """
+    stage = record.stage
+    if batch <= 1 or stage is None:
+        return record
+    first = first_of_batch(number, batch)
+    masked = (
+        Trial(trial.stage, trial.number, trial.rate, trial.length, momentum=trial.momentum)
+        for trial in stage.trials[first:]
+    )
+    return _with_stage(record, replace(stage, trials=(*stage.trials[:first], *masked)))
 
 
 def remaining(record: Record) -> int:

@@ -16,6 +16,7 @@ Each is an `AutoLRSError` and also the builtin that fits it, so that `except Val
     ├── StudyLockedError (RuntimeError)       another process owns the study
     ├── CheckpointError (OSError)             a checkpoint cannot be written, or is damaged
     ├── StoppedError (RuntimeError)           asked to stop; everything is saved and resumable
+    ├── WorkerError (RuntimeError)            what a worker raised, where that itself cannot be sent
     └── UnsupportedError (NotImplementedError)
 """
 
@@ -82,6 +83,10 @@ class CheckpointError(AutoLRSError, OSError):
 
 class StoppedError(AutoLRSError, RuntimeError):
     """The run was asked to stop; everything is saved and the same command continues it."""
+
+
+class WorkerError(AutoLRSError, RuntimeError):
+    """A worker raised an error that cannot be sent to the driver; the message has its name and text."""
 
 
 class UnsupportedError(AutoLRSError, NotImplementedError):

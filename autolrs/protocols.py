@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -105,8 +105,13 @@ class Strategy(Protocol):
     def search_budget(self) -> float:
         """Probe steps / `steps` if the user names no budget."""
 
-    def decide(self, record: Record) -> Instruction:
-        """`Open`, `Probe` or `Decide`; asked only while the record's last stage is undecided or done."""
+    def decide(self, record: Record, in_flight: Collection[int] = frozenset()) -> Instruction:
+        """`Open`, `Probe` or `Decide`; asked only while the record's last stage is undecided or done.
+
+        `in_flight` are numbers of running trials that other workers are at work on: `Wait` for them where there is no
+        further probe to run beside them. It is given only where there are any, so that a strategy for one worker may
+        leave it out. Trials that run and are not in it were lost in a crash: say them again.
+        """
 
     def judge(self, record: Record, probed: Probed) -> Forecast | None:
         """The loss expected of an ended probe's rate at the strategy's horizon; None if it diverged."""

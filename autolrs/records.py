@@ -322,7 +322,12 @@ class Finish:
     """All planned steps are done."""
 
 
-Instruction = Open | Probe | Decide | Train | Finish
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before a probe that is in flight has ended."""
+
+
+Instruction = Open | Probe | Decide | Train | Finish | Wait
 
 
 # Events: what happened, in order. The list of events is the study.
@@ -357,6 +362,10 @@ class Issued:
     rate: float
     length: int
     momentum: float | None = None
+
+    @classmethod
+    def of(cls, probe: Probe) -> Issued:
+        return cls(probe.stage, probe.number, probe.rate, probe.length, probe.momentum)
 
 
 @dataclass(frozen=True, slots=True)

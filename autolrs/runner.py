@@ -18,9 +18,9 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor
 
-from autolrs.batches import Feed, PassEnded, Place
-from autolrs.director import Director
-from autolrs.errors import IdentityError, SessionError, StoppedError
+from autolrs.batches import Feed, PassEnded, Place, position_of
+from autolrs.director import Directing, stopped
+from autolrs.errors import IdentityError, SessionError
 from autolrs.rates import Rates
 from autolrs.records import (
     READ,
@@ -77,7 +77,7 @@ class _Segment:
 class Runner:
     def __init__(
         self,
-        director: Director,
+        director: Directing,
         tracked: Mapping[str, Tracked],
         rates: Rates,
         feed: Feed,
@@ -119,7 +119,8 @@ class Runner:
 
     @property
     def unsaved(self) -> int:
-        return len(self._segment.losses) if self._segment else 0
+        segment = self._segment  # read once: another thread may ask
+        return len(segment.losses) if segment else 0
 
     def turn(self) -> bool:
         """Between two windows: finish what is finished, begin what comes next. False: the run is done."""
@@ -148,16 +149,20 @@ class Runner:
             self._take()
             if segment.losses and all(map(math.isfinite, segment.losses)):
                 self._end_stretch(segment)
-        raise StoppedError(
-            f"stopped at step {self._director.record.kept_steps} of {self._director.record.settings.steps} ({reason}); "
-            "all is saved, and the same command or script goes on from there."
-        )
+        raise stopped(self._director.record, reason)
 
     def resume(self, tree: Tree) -> None:
         """Put the live state where a checkpoint left it; the feed is there already."""
         self._restore_objects(tree["objects"])
         restore_rng(tree["rng"])
+        self._tail.clear()
         self._tail.extend(tree["tail"].tolist())
+
+    def _take_over(self, tree: Tree) -> None:
+        """Become the kept run as another process left it; whatever was here goes."""
+        self._stage, self._candidates, self._astray = None, {}, False
+        self.feed.move(position_of(tree["feed"]))
+        self.resume(tree)
 
     # Instructions
 
@@ -184,14 +189,17 @@ class Runner:
 
     def _advance(self) -> bool:
         while self._segment is None:
-            match self._director.next():
+            instruction = self._director.next()
+            if (tree := self._director.handed_over()) is not None:
+                self._take_over(tree)
+            match instruction:
                 case Open() | Probe() if self._stage is None and self.feed.over():
                     raise PassEnded  # no item is left for a probe: the search begins with the next pass
-                case Open() as instruction:
+                case Open():
                     self._open(instruction)
-                case Probe() as instruction:
+                case Probe():
                     self._probe(instruction)
-                case Train() as instruction:
+                case Train():
                     self._train(instruction)
                 case Finish():
                     self._finish()
@@ -220,9 +228,7 @@ class Runner:
             self._go(self._stage)
         self._candidates = {n: kept for n, kept in self._candidates.items() if n == instruction.incumbent}
         self.rates.use_momentum(instruction.momentum)
-        self._director.tell(
-            Issued(instruction.stage, instruction.number, instruction.rate, instruction.length, instruction.momentum)
-        )
+        self._director.tell(Issued.of(instruction))
         self._astray = True
         self._segment = _Segment(instruction, Schedule(instruction.pieces), 0, instruction.length)
 
@@ -348,7 +354,6 @@ class Runner:
         tree = self._director.load()
         bad = segment.start + next(i for i, each in enumerate(segment.losses) if not math.isfinite(each))
         event = self._director.diverged(segment.now, loss, bad)
-        self._tail.clear()
         self.resume(tree)
         self._segment = None
         self._save(event.to, event)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autolrs.batches import Feed, PassEnded, position_of
-from autolrs.director import Director
+from autolrs.director import Directing
 from autolrs.errors import SessionError, SettingError, UnsupportedError
 from autolrs.rates import Rates, rates_of
 from autolrs.runner import Runner
@@ -50,7 +50,7 @@ class Session:
 
     def __init__(
         self,
-        director: Director,
+        director: Directing,
         *,
         args: Mapping[str, Any] | None = None,
         tuned: str | None = None,

@@ -331,6 +331,13 @@ def _mismatch(what: str, live: Any, saved: Any) -> CheckpointError:
     return CheckpointError(f"{what} are not those of the checkpoint: missing {missing[:5]}, unknown {extra[:5]}.")
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what user code draws from
+    torch.manual_seed(seed)
+
+
 def capture_rng() -> Tree:
     """State of the global generators of Python, NumPy, PyTorch and, where they are in use, CUDA devices."""
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ Optuna study; the trials, and the attributes that tell decisions, are made from 
 
     storage=None or a folder    FOLDER/NAME/study.journal, lock, progress.json, checkpoints/    (./autolrs-runs)
     an SQL URL                  the database; ./autolrs-runs/NAME/checkpoints/ with progress.json
-    with checkpoint_dir         CHECKPOINT_DIR/NAME/ instead of .../NAME/checkpoints/
+    with checkpoint_dir         CHECKPOINT_DIR/NAME/ instead of .../NAME/checkpoints/; a folder, or a URI (s3://, gs://)
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from autolrs.errors import CheckpointError, IdentityError, SettingError, StudyLo
 from autolrs.files import replace_file
 from autolrs.locks import FileLock, Lease, Ownership
 from autolrs.mirror import Mirror
+from autolrs.places import under
 from autolrs.records import Event, Settings, from_json, to_json
 
 __all__ = ["RUNS", "StudyStore", "masked_url"]
@@ -87,7 +88,7 @@ class StudyStore:
 
         Args:
             storage: folder, or URL of any SQL database that Optuna knows; None: `./autolrs-runs`.
-            checkpoint_dir: folder for checkpoints; the study remembers it.
+            checkpoint_dir: folder or URI for checkpoints; the study remembers it.
             create: make the study if there is none.
             takeover: make its present owner stop (see `locks`).
             readonly: take no lock, repair and write nothing.
@@ -128,7 +129,7 @@ class StudyStore:
                 backend,
                 study_id,
                 None if readonly else owner,
-                directory if is_url(storage) else home,
+                directory if is_url(storage) and isinstance(directory, Path) else home,
             )
             store.checkpoints = CheckpointStore(directory, allow_pickle, readonly=readonly, guard=store._check)
             if not readonly:
@@ -278,8 +279,9 @@ class StudyStore:
                 f"study {self.name!r} is new, but {directory} has checkpoints of another study. "
                 "Remove them or choose another name."
             )
-        if remember and attrs.get(_CHECKPOINTS) != str(directory.resolve()):
-            self._put(_CHECKPOINTS, str(directory.resolve()))
+        known = str(directory.resolve() if isinstance(directory, Path) else directory)
+        if remember and attrs.get(_CHECKPOINTS) != known:
+            self._put(_CHECKPOINTS, known)
 
     def _new_mirror(self) -> Mirror:
         settings = self.settings
@@ -362,10 +364,14 @@ def _study_id(opened: BaseStorage, name: str, storage: str | Path | None, create
         optuna.logging.set_verbosity(verbosity)
 
 
-def _checkpoints(storage: BaseStorage, study_id: int, name: str, home: Path, checkpoint_dir: str | Path | None) -> Path:
+def _checkpoints(
+    storage: BaseStorage, study_id: int, name: str, home: Path, checkpoint_dir: str | Path | None
+) -> Path | str:
     if checkpoint_dir is not None:
-        return Path(checkpoint_dir) / name
+        return under(checkpoint_dir, name)
     remembered = storage.get_study_user_attrs(study_id).get(_CHECKPOINTS)
+    if is_url(remembered):
+        return str(remembered)
     return Path(remembered) if remembered else home / "checkpoints"
 
 

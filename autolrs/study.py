@@ -60,7 +60,7 @@ class Study:
     Attributes:
         name: what `load_study` and the command line call it.
         storage: URL or path of the storage, without a password.
-        directory: folder of its checkpoints.
+        directory: folder or URI of its checkpoints.
         record: everything that was decided and measured (`autolrs.records.Record`).
         result: what the train function returned; its repr if that was not JSON and the study was loaded.
         environment: versions, device and thread count that bit-for-bit replays depend on.
@@ -72,7 +72,7 @@ class Study:
         *,
         name: str,
         storage: str,
-        directory: Path,
+        directory: Path | str,
         result: object = None,
         environment: Mapping[str, Any] | None = None,
         url: str | None = None,
@@ -149,8 +149,8 @@ class Study:
 
         return pandas.DataFrame(probe_rows(self.record), columns=list(PROBE_COLUMNS))
 
-    def checkpoint(self, key: int | str = FINAL) -> Path:
-        """Path of a checkpoint: "final", or a kept step.
+    def checkpoint(self, key: int | str = FINAL) -> Path | str:
+        """Path, or URI, of a checkpoint: "final", or a kept step.
 
         Raises:
             CheckpointError: there is none; the message lists those that exist.

@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import math
-import random
 import re
 import signal
 import threading
@@ -27,6 +26,9 @@ import torch
 from autolrs import engine
 from autolrs.curves import curve_model as curve_model_of
 from autolrs.director import Director
+from autolrs.distributed.cluster import RayExecutor, check_installed
+from autolrs.distributed.crew import Crew
+from autolrs.distributed.shipping import ship
 from autolrs.errors import (
     DivergedError,
     IdentityError,
@@ -34,13 +36,12 @@ from autolrs.errors import (
     StudyLockedError,
     UnfinishedError,
     UnknownNameError,
-    UnsupportedError,
     UntrackableError,
 )
 from autolrs.protocols import Callback, CurveModel, Strategy
 from autolrs.records import Elapsed, Lost, Moved, Record, Settings, to_json
 from autolrs.session import Session
-from autolrs.snapshot import track
+from autolrs.snapshot import seed_everything, track
 from autolrs.space import SearchSpace
 from autolrs.storage import StudyStore
 from autolrs.strategies import strategy as strategy_of
@@ -59,8 +60,10 @@ def tune(
     strategy: str | Strategy = "horizon",
     search_budget: float | None = None,
     curve_model: str | CurveModel = "auto",
-    executor: str = "serial",
+    executor: str | RayExecutor = "serial",
     workers: int = 1,
+    resources_per_worker: Mapping[str, float] | None = None,
+    deterministic: bool = True,
     storage: str | None = None,
     name: str | None = None,
     checkpoint_dir: str | Path | None = None,
@@ -87,10 +90,15 @@ def tune(
             autolrs 1.0); 0: plain training on the base schedule at the optimizer's own rate.
         curve_model: "auto", "bayes", "exponential", "law", "pfn", or a `protocols.CurveModel`; forecasts the probes of
             "autolrs"; those of "horizon" are complete in themselves, and it is asked only if `stop` is "chance".
-        executor: "serial".
+        executor: "serial"; "ray": probes run on workers, see docs/ray.md; or a `RayExecutor`.
+        workers: how many probes run at once, with executor "ray".
+        resources_per_worker: what Ray reserves for each worker; None: {"CPU": 1}.
+        deterministic: with several workers, let a proposal depend on finished batches of probes alone, so that the same
+            settings give the same run; False: on all that has ended by then.
         storage: None: a journal file in ./autolrs-runs/NAME; a folder; or any Optuna storage URL.
         name: of the study; None: the function's name and 8 hex digits of the settings that identify it.
-        checkpoint_dir: where checkpoints go; None: beside the journal.
+        checkpoint_dir: where checkpoints go: a folder, or a URI of an object store (s3://bucket/runs, gs://...); None:
+            beside the journal.
         checkpoint_every: kept steps between checkpoints; None: max(100, steps / 50).
         replay_memory: bytes of recorded batches at most, as a number or like "1GiB".
         max_seconds: stop, resumable, after this wall time.
@@ -113,13 +121,13 @@ def tune(
         DivergedError: the loss is not finite at any rate tried.
         Exception: whatever `train` or a callback raises, unchanged; the study is saved.
     """
-    if executor != "serial" or workers != 1:
-        if executor not in ("serial", "ray"):
-            raise UnknownNameError.of("executor", executor, ("serial", "ray"))
-        raise UnsupportedError(
-            f"executor={executor!r} with workers={workers} is not there yet: use executor='serial', workers=1."
-        )
+    workplace = _executor(executor, workers, resources_per_worker, deterministic)
+    shipped = None
+    if workplace is not None:
+        check_installed()
+        shipped = ship(train)
     run = _Run.open(
+        executor=workplace,
         base_name=_function_name(train),
         steps=steps,
         space=space,
@@ -142,8 +150,12 @@ def tune(
         takeover=takeover,
     )
     with run:
-        _seed_everything(seed)
-        run.finish(train(run.session))
+        if isinstance(run.hands, Session):
+            seed_everything(seed)
+            run.finish(train(run.hands))
+        else:
+            assert shipped is not None
+            run.finish(run.hands.train(shipped))
     return run.study
 
 
@@ -161,12 +173,13 @@ class attach:
     """
 
     def __init__(self, *, steps: int, name: str | None = None, **settings: Any) -> None:
-        known = inspect.signature(tune).parameters.keys() - {"train", "executor", "workers", "steps", "name"}
+        known = inspect.signature(tune).parameters.keys() - {"train", "steps", "name"} - _WORKPLACE
         self._tracked = {key: settings.pop(key) for key in list(settings) if key not in known}
         _check_trackable(self._tracked, known)
         defaults = {key: inspect.signature(tune).parameters[key].default for key in known}
-        self._run = _Run.open(base_name="attach", steps=steps, name=name, **(defaults | settings))
-        self.session = self._run.session
+        self._run = _Run.open(base_name="attach", steps=steps, name=name, executor=None, **(defaults | settings))
+        assert isinstance(self._run.hands, Session)
+        self.session = self._run.hands
 
     def __enter__(self) -> Session:
         self._run.__enter__()
@@ -206,7 +219,7 @@ class _Run:
 
     store: StudyStore
     director: Director
-    session: Session
+    hands: Session | Crew
     began: float = 0.0
     result: Any = None
 
@@ -215,6 +228,7 @@ class _Run:
         cls,
         *,
         base_name: str,
+        executor: RayExecutor | None,
         steps: int,
         space: str | Path | SearchSpace,
         strategy: str | Strategy,
@@ -249,10 +263,12 @@ class _Run:
         memory = _bytes(replay_memory)
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
             raise SettingError(f"`max_seconds > 0` must hold, but got ({max_seconds=}).")
+        around = environment() if executor is None else executor.environment(environment())
         store, record = _open_study(
             name or f"{base_name}-{_digest(settings)}",
             settings,
             resume,
+            around,
             storage=storage,
             checkpoint_dir=checkpoint_dir,
             allow_pickle=allow_pickle,
@@ -264,16 +280,29 @@ class _Run:
                 record, strategy, store, callbacks=callbacks, deadline=deadline, events=len(store.events())
             )
             _account_for_crash(store, director)
-            _check_environment(store.extra, director)
-            session = Session(director, args=args, tuned=tuned, replay_memory=memory)
+            _check_environment(store.extra, around, director)
+            hands: Session | Crew
+            if executor is None:
+                hands = Session(director, args=args, tuned=tuned, replay_memory=memory)
+            else:
+                hands = Crew(
+                    director,
+                    store,
+                    executor,
+                    strategy=strategy,
+                    args=args,
+                    tuned=tuned,
+                    replay_memory=memory,
+                    allow_pickle=allow_pickle,
+                )
         except BaseException:
             store.close()
             raise
-        return cls(store, director, session)
+        return cls(store, director, hands)
 
     def __enter__(self) -> Self:
         self.began = time.monotonic()
-        self._signals = _signals(self.session)
+        self._signals = _signals(self.hands)
         self._signals.__enter__()
         return self
 
@@ -288,7 +317,7 @@ class _Run:
                 f"{record.settings.steps} steps saved{'.' if hopeless else ': run the same again to go on.'}"
             )
         try:
-            if kind is not None and (lost := self.session.unsaved_steps()):
+            if kind is not None and (lost := self.hands.unsaved_steps()):
                 self.director.tell(Lost(lost))
             self.director.tell(Elapsed(time.monotonic() - self.began))
         except Exception as failure:
@@ -297,7 +326,7 @@ class _Run:
             if not isinstance(failure, StudyLockedError):  # else it was taken over, and is no longer ours to write
                 log.warning("what this error cost is not in the record of study %r: %s", self.store.name, failure)
         finally:
-            self.session.close()
+            self.hands.close()
             self.store.close()
 
     def finish(self, result: Any) -> None:
@@ -322,6 +351,30 @@ class _Run:
             result=self.result,
             environment=self.store.extra,
         )
+
+
+_WORKPLACE = frozenset({"executor", "workers", "resources_per_worker", "deterministic"})
+"""Settings of `tune` that `attach` does not have."""
+
+
+def _executor(
+    given: str | RayExecutor, workers: int, resources: Mapping[str, float] | None, deterministic: bool
+) -> RayExecutor | None:
+    """Where the loop runs; None: here."""
+    if isinstance(given, RayExecutor):
+        if workers != 1 or resources is not None:
+            raise SettingError(f"`workers` and `resources_per_worker` go with executor='ray'; give {given} its own.")
+        return given
+    if given not in ("serial", "ray"):
+        raise UnknownNameError.of("executor", given, ("serial", "ray"))
+    if given == "ray":
+        return RayExecutor(workers, {"CPU": 1.0} if resources is None else dict(resources), deterministic)
+    if workers != 1 or resources is not None:
+        raise SettingError(
+            f"executor='serial' runs in this process, but got {workers=}, resources_per_worker={resources}: use "
+            "executor='ray'."
+        )
+    return None
 
 
 def _strategy(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
@@ -407,7 +460,9 @@ def _digest(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> tuple[StudyStore, Record]:
+def _open_study(
+    name: str, settings: Settings, resume: Resume, around: Mapping[str, Any], **where: Any
+) -> tuple[StudyStore, Record]:
     """The study to work on: an unfinished one, or a new one under a free name."""
     if resume not in ("auto", "never", "must"):
         raise UnknownNameError.of("resume mode", resume, ("auto", "never", "must"))
@@ -419,7 +474,7 @@ def _open_study(name: str, settings: Settings, resume: Resume, **where: Any) -> 
         try:
             old = store.settings
             if old is None:
-                store.create_settings(settings, environment())
+                store.create_settings(settings, around)
                 return store, Record(settings)
             record = engine.replay(old, store.events())
             returned = record.finished and store.result is not None
@@ -493,9 +548,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _check_environment(old: Mapping[str, Any], director: Director) -> None:
+def _check_environment(old: Mapping[str, Any], now: Mapping[str, Any], director: Director) -> None:
     """Say, and remember, that a run is not continued as it was begun."""
-    now = environment()
     changes = "; ".join(f"{key} was {old[key]}, now {now[key]}" for key in now if key in old and old[key] != now[key])
     if changes and director.record.own_rate is not None:
         log.warning("resuming under other conditions (%s): not bit for bit the same run", changes)
@@ -505,12 +559,6 @@ def _check_environment(old: Mapping[str, Any], director: Director) -> None:
 def _function_name(train: Callable[..., Any]) -> str:
     name = getattr(train, "__name__", type(train).__name__)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "train"
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global generator is what user code draws from
-    torch.manual_seed(seed)
 
 
 def _bytes(given: Any) -> int:
@@ -527,7 +575,7 @@ def _bytes(given: Any) -> int:
 
 
 @contextmanager
-def _signals(session: Session) -> Iterator[None]:
+def _signals(hands: Session | Crew) -> Iterator[None]:
     """SIGINT and SIGTERM stop at the next item, saved; a second SIGINT raises at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -537,7 +585,7 @@ def _signals(session: Session) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        session.halt(signal.Signals(number).name)
+        hands.halt(signal.Signals(number).name)
 
     for number in old:
         signal.signal(number, handle)

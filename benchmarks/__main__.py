@@ -7,6 +7,7 @@ python -m benchmarks lengths       the best rate by length       -> a part of do
 python -m benchmarks multipliers   a rate for each group         -> a part of docs/choices.md (continues)
 python -m benchmarks momentum      another momentum              -> a part of docs/choices.md (continues)
 python -m benchmarks performance   what a session costs          -> docs/performance.md
+python -m benchmarks workers       what several workers cost     -> docs/workers.md
 python -m benchmarks curves        curve models on real curves   -> docs/curves.md
 python -m benchmarks siblings      choosing and stopping probes  -> stdout, a part of docs/curves.md
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
@@ -35,7 +36,17 @@ def main() -> None:
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first one chooses the finalists")
     run.add_argument("--budget-minutes", type=float, default=60.0, help="stop before a run that would not fit")
     run.add_argument("--share", default="0/1", metavar="K/N", help="this is process K, from 0, of N side by side")
-    for name in ("report", "choices", "lengths", "momentum", "multipliers", "performance", "laws", "siblings"):
+    for name in (
+        "report",
+        "choices",
+        "lengths",
+        "momentum",
+        "multipliers",
+        "performance",
+        "workers",
+        "laws",
+        "siblings",
+    ):
         commands.add_parser(name)
     curves = commands.add_parser("curves")
     curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
@@ -62,6 +73,10 @@ def main() -> None:
             from benchmarks import performance
 
             performance.write()
+        case "workers":
+            from benchmarks import workers
+
+            workers.write()
         case "laws":
             from benchmarks import laws
 

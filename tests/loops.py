@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,11 +29,13 @@ from autolrs.records import (
     Record,
     Settings,
     TrialState,
+    Wait,
 )
 from autolrs.schedules import Schedule, base_pieces
 from autolrs.session import Session
 from autolrs.snapshot import Tree, clone
 from autolrs.space import SearchSpace
+from autolrs.strategies.common import lost_in_crash
 
 
 def seed_all(seed: int = 0) -> None:
@@ -192,13 +194,14 @@ class Scripted:
     name = "scripted"
     search_budget = 10.0
 
-    def decide(self, record: Record) -> Instruction:
+    def decide(self, record: Record, in_flight: Collection[int] = frozenset()) -> Instruction:
         stage, steps = record.stage, record.settings.steps
         if stage is None or (stage.decided and record.kept_steps == stage.stop):
             return Open(len(record.stages), record.kept_steps, evaluate=True)
         good = [trial for trial in stage.trials if trial.objective is not None and trial.state is TrialState.COMPLETE]
         winner = min(good, key=lambda trial: trial.objective or 0.0, default=None)
-        number = sum(trial.state is not TrialState.RUNNING for trial in stage.trials)
+        lost = lost_in_crash(stage, in_flight)
+        number = len(stage.trials) if lost is None else lost.number
         if number < len(self.rates):
             rate = self.rates[number]
             return Probe(
@@ -211,6 +214,8 @@ class Scripted:
                 validations=self.validations,
                 incumbent=None if winner is None else winner.number,
             )
+        if in_flight:
+            return Wait()
         rate = self.rates[0] if winner is None else winner.rate
         stop = steps * (stage.index + 1) // self.stages
         pieces = base_pieces("constant", rate=rate, start=stage.start, stop=steps)

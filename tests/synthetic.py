@@ -219,7 +219,7 @@ class SyntheticTrainer:
             self._mark = self.state
         self.state = self._mark
         self._candidates = {n: kept for n, kept in self._candidates.items() if n == probe.incumbent}
-        self._tell(Issued(probe.stage, probe.number, probe.rate, probe.length, probe.momentum))
+        self._tell(Issued.of(probe))
         segment = _Segment(probe, Schedule(probe.pieces), 0, probe.length)
         points = _validation_points(probe) if self.validates else []
         while True:

@@ -17,6 +17,7 @@ from tuned_loops import SEARCH, Counter, build, loop, run, update
 
 import autolrs
 from autolrs import Session, attach, load_study, tune
+from autolrs.distributed.cluster import RayExecutor
 from autolrs.errors import (
     AutoLRSError,
     IdentityError,
@@ -81,8 +82,11 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"curve_model": "crystal"}, LookupError, "unknown curve model 'crystal'; known: auto, bayes, exponential, "),
     ({"curve_model": "crystal", "strategy": Horizon()}, LookupError, "unknown curve model 'crystal'"),
     ({"executor": "dask"}, LookupError, "unknown executor 'dask'; known: ray, serial"),
-    ({"executor": "ray"}, NotImplementedError, "executor='ray' .* not there yet: use executor='serial'"),
-    ({"workers": 2}, NotImplementedError, "workers=2 is not there yet: use .* workers=1"),
+    ({"workers": 2}, ValueError, "executor='serial' runs in this process, but got workers=2, .* use executor='ray'"),
+    ({"resources_per_worker": {"CPU": 1}}, ValueError, "use executor='ray'"),
+    ({"executor": "ray", "workers": 0}, ValueError, "`workers >= 1, an integer` must hold for executor 'ray', but got"),
+    ({"executor": "ray", "resources_per_worker": {"GPU": -1}}, ValueError, "numbers >= 0, by name` .* {'GPU': -1}"),
+    ({"executor": RayExecutor(), "workers": 2}, ValueError, "go with executor='ray'; give RayExecutor"),
     ({"resume": "maybe"}, LookupError, "unknown resume mode 'maybe'; known: auto, must, never"),
     ({"options": {"lenght": 0.1}}, ValueError, "no parameter 'lenght', did you mean 'length'"),
     ({"options": {"length": -1}}, ValueError, "`0 < length <= 0.5` must hold in strategy 'horizon'"),
@@ -101,7 +105,7 @@ def test_a_bad_setting(settings: dict[str, Any], builtin: type[Exception], messa
         tune(train, **({"steps": 10} | settings))
     assert isinstance(info.value, AutoLRSError)
     assert not list(tmp_path.iterdir())
-    if not {"executor", "workers"} & settings.keys():
+    if not {"executor", "workers", "resources_per_worker"} & settings.keys():
         with pytest.raises(builtin, match=message):
             attach(**({"steps": 10} | settings))
     assert not list(tmp_path.iterdir())

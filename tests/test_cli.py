@@ -136,7 +136,7 @@ def test_ctrl_c_saves_and_exits_3(folder):
         (("tune", "loop.py:train", "--steps", "60", "--strategy", "h"), "unknown strategy 'h'"),
         (("tune", "loop.py:train", "--steps", "60", "--curve-model", "h"), "unknown curve model 'h'"),
         (("tune", "loop.py:train", "--steps", "60", "--set", "strategy.lenght=1"), "did you mean 'length'"),
-        (("tune", "loop.py:train", "--steps", "60", "--executor", "ray"), "executor='ray' .*not there yet"),
+        (("tune", "loop.py:train", "--steps", "60", "--cpus-per-worker", "2"), "--cpus-per-worker 2 needs --executor"),
         (("tune", "loop.py:train", "--steps", "60", "--gpus-per-worker", "1"), "needs --executor ray"),
         (("tune", "loop.py:train", "--steps", "60", "--resume", "must", "--name", "new"), "no study 'new'"),
         (("show", "nope"), "no study 'nope' in autolrs-runs; studies there: .*demo"),

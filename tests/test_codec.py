@@ -30,7 +30,11 @@ def there_and_back(tree: object, path: Path, **options: bool) -> object:
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         codec.dump(tree, file, **options)
-    return codec.load(path, **options)
+    loaded = codec.load(path, **options)
+    data = codec.encode(tree, **options)
+    assert bytes(data) == path.read_bytes()
+    assert codec.encode(codec.decode(data, **options), **options) == codec.encode(loaded, **options)
+    return loaded
 
 
 def same(a: object, b: object) -> bool:
@@ -285,3 +289,27 @@ def test_a_newer_format_and_a_foreign_file_are_errors(path: Path) -> None:
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError):
         codec.load(path)
+
+
+def test_what_is_decoded_is_no_window_on_the_bytes():
+    """Other processes read the same bytes: a restored state that aliases them is overwritten by the next probe."""
+    data = codec.encode({"a": torch.arange(4.0), "b": np.arange(3)})
+    before = bytes(data)
+    tree = codec.decode(memoryview(before))
+    tree["a"].add_(1)
+    tree["b"] += 1
+    assert bytes(data) == before
+    assert same(codec.decode(before), codec.decode(data))
+
+
+def test_what_is_encoded_already_is_written_as_it_is(tmp_path):
+    data = codec.encode({"a": torch.arange(4.0)})
+    with (tmp_path / "file").open("wb") as file:
+        codec.dump(codec.Encoded(data), file)
+    assert (tmp_path / "file").read_bytes() == bytes(data)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 30, -1])
+def test_bytes_that_end_too_soon_are_refused(cut):
+    with pytest.raises(CheckpointError, match="a checkpoint in memory is not a readable checkpoint"):
+        codec.decode(codec.encode({"a": torch.arange(4.0)})[:cut])

@@ -35,7 +35,14 @@ def run(path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
 
 def test_all_examples_are_here() -> None:
-    assert [path.stem for path in EXAMPLES] == ["char_gpt", "curve_pruner", "mnist_cnn", "smallest", "tabular_mlp"]
+    assert [path.stem for path in EXAMPLES] == [
+        "char_gpt",
+        "curve_pruner",
+        "mnist_cnn",
+        "ray_tune",
+        "smallest",
+        "tabular_mlp",
+    ]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -18,7 +18,7 @@ import autolrs
 PACKAGE = Path(autolrs.__file__).parent
 FLOORS = (
     # Values and plain functions.
-    {"errors", "files", "forecasts", "protocols", "records", "momentum", "schedules", "space"},
+    {"errors", "files", "forecasts", "protocols", "records", "momentum", "schedules", "scripts", "space"},
     # Pure models.
     {"acquisitions", "curves", "surrogates"},
     # Pure decisions.
@@ -26,16 +26,18 @@ FLOORS = (
     # The world: the live training state, and the disk.
     {
         *("batches", "director", "rates", "runner", "session", "snapshot"),
-        *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "storage"),
+        *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "places", "storage"),
     },
     # The loop.
-    {"study", "tuner"},
+    {"distributed", "study", "tuner"},
     # Reading and asking.
     {
         "arguments",
         "cli",
         "exports",
         "integrations",
+        "jobs",
+        "manifests",
         "pfn_cli",
         "plots",
         "predict_cli",

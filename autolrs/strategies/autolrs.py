@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,7 +33,7 @@ from autolrs.records import (
     Record,
     Settings,
     Stage,
-    TrialState,
+    Wait,
 )
 from autolrs.samplers import GPSampler
 from autolrs.schedules import Piece, Schedule, base_pieces, cut
@@ -41,6 +42,7 @@ from autolrs.strategies.common import (
     all_diverged,
     bounds_of,
     gave_up,
+    lost_in_crash,
     objective_std,
     observations,
     of_stage,
@@ -127,15 +129,14 @@ class AutoLRS:
             start = self._end(settings, index, start)
         return tuple(planned)
 
-    def decide(self, record: Record) -> Instruction:
+    def decide(self, record: Record, in_flight: Collection[int] = frozenset()) -> Instruction:
         """Algorithm 1: k probes, then the stage."""
         stage, settings = record.stage, record.settings
         if stage is None or (stage.decided and record.kept_steps == stage.stop):
             index = len(record.stages)
             return Open(stage=index, start=record.kept_steps, evaluate=self._validates(record, index))
-        running = next((trial for trial in stage.trials if trial.state is TrialState.RUNNING), None)
-        if running is not None:  # lost in a crash
-            return self._probe(record, stage, running.number, running.rate, running.length)
+        if (lost := lost_in_crash(stage, in_flight)) is not None:
+            return self._probe(record, stage, lost.number, lost.rate, lost.length)
         length = self._length(self._tau(settings, stage.index))
         if stage.room is not None:
             length = min(length, stage.room)
@@ -150,7 +151,7 @@ class AutoLRS:
                 first=settings.space.initial if stage.index == 0 else None,
             )
             return self._probe(record, stage, len(stage.trials), rate, length)
-        return self._decide(record, stage)
+        return Wait() if in_flight else self._decide(record, stage)
 
     def judge(self, record: Record, probed: Probed) -> Forecast | None:
         """The loss at the end of the stage, L(tau) = a exp(-b tau) + c (sec. 3.2)."""

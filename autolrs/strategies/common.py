@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -70,6 +71,11 @@ def _pooled(trials: tuple[Trial, ...]) -> tuple[tuple[int, Forecast], ...]:
     at, mean, std = np.array([(forecast.at, forecast.mean, forecast.std) for forecast in own]).T
     levels = pooled(curves, rates, Forecasts(at, mean, std))
     return tuple((number, levels[i]) for i, number in enumerate(numbers))
+
+
+def lost_in_crash(stage: Stage, in_flight: Collection[int]) -> Trial | None:
+    """A running trial that nobody is at work on."""
+    return next((t for t in stage.trials if t.state is TrialState.RUNNING and t.number not in in_flight), None)
 
 
 def of_stage(found: tuple[Observation, ...], stage: int) -> list[Observation]:

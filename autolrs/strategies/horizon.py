@@ -19,6 +19,7 @@ the run is tried at eta (R/m)^gamma.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
@@ -43,6 +44,7 @@ from autolrs.records import (
     Stage,
     Trial,
     TrialState,
+    Wait,
 )
 from autolrs.samplers import GPSampler
 from autolrs.schedules import Piece, Schedule, base_pieces, cut
@@ -51,6 +53,7 @@ from autolrs.strategies.common import (
     all_diverged,
     bounds_of,
     gave_up,
+    lost_in_crash,
     objective_std,
     observations,
     of_rates,
@@ -134,17 +137,17 @@ class Horizon:
             spent += probes * length
         return tuple(stages)
 
-    def decide(self, record: Record) -> Instruction:
+    def decide(self, record: Record, in_flight: Collection[int] = frozenset()) -> Instruction:
         stage, settings = record.stage, record.settings
         if stage is None or (stage.decided and record.kept_steps == stage.stop):
             return Open(stage=len(record.stages), start=record.kept_steps, evaluate=True)
-        running = next((trial for trial in stage.trials if trial.state is TrialState.RUNNING), None)
-        if running is not None:  # lost in a crash
-            return self._probe(record, stage, running.number, running.rate, running.length, running.momentum)
+        if (lost := lost_in_crash(stage, in_flight)) is not None:
+            return self._probe(record, stage, lost.number, lost.rate, lost.length, lost.momentum)
         length = self._length(settings, stage.start)
         if stage.room is not None:
             length = min(length, stage.room)
-        left = min(remaining(record), self._allowance(settings, stage.index) - record.probe_steps)
+        spent = settings.budget - remaining(record)  # probes in flight as their whole length
+        left = min(settings.budget, self._allowance(settings, stage.index)) - spent
         if self._long_enough(settings, length):
             number, momenta = len(stage.trials), self._untried(record, stage)
             rate = self._propose(record, stage) if left >= (1 + len(momenta)) * length else None
@@ -153,6 +156,8 @@ class Horizon:
             if momenta and left >= length and self._ended_well(record, stage):
                 rate = self._at(record, self._optimum(record, stage), momenta[0])
                 return self._probe(record, stage, number, rate, length, momenta[0])
+        if in_flight:
+            return Wait()
         end = next((start for start in self._starts(settings) if start > stage.start), settings.steps)
         return self._decide(record, stage, end)
 

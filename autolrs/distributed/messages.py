@@ -1,0 +1,104 @@
+"""What the driver and its workers say to each other.
+
+    driver ──Order, state──▶ worker: carry out `instruction`; here is what happened since we spoke
+    driver ◀──Report, state── worker: this happened, and now I want my next order (or a state, or nothing)
+
+A state is a checkpoint as raw bytes, beside the message, so that Ray keeps it out of band in its object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from autolrs.distributed.shipping import Shipped
+from autolrs.protocols import Strategy
+from autolrs.records import Event, Instruction, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know before it begins.
+
+    Attributes:
+        events: of the study so far.
+        batch: see `engine.decide`.
+        threads: that torch and OpenMP may use.
+        deterministic: whether torch must use deterministic algorithms, as in the driver.
+        dtype: name of torch's default dtype in the driver.
+    """
+
+    train: Shipped
+    settings: Settings
+    events: tuple[Event, ...]
+    strategy: Strategy
+    batch: int
+    args: Mapping[str, Any]
+    tuned: str | None
+    replay_memory: int
+    allow_pickle: bool
+    threads: int
+    deterministic: bool
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker does next; None: leave. `events`: of the study, since the last order."""
+
+    instruction: Instruction | None
+    events: tuple[Event, ...] = ()
+
+
+class Want(Enum):
+    """What a worker waits for."""
+
+    order = auto()
+    state = auto()  # the checkpoint of the record's kept step
+    nothing = auto()  # but that the driver has stored what it was told
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The user's function is over.
+
+    Attributes:
+        result: what it returned, pickled; None: it did not, or it was told to leave.
+        error: what it raised and the text of its traceback, pickled.
+    """
+
+    result: bytes | None = None
+    error: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker did since its last order, in the order in which it must be stored.
+
+    Attributes:
+        step: kept step of the checkpoint that comes beside the report; None: none does.
+        final: the last checkpoint is the final one.
+    """
+
+    step: int | None = None
+    final: bool = False
+    events: tuple[Event, ...] = ()
+    want: Want = Want.order
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Where a worker is, while it works.
+
+    Attributes:
+        talks: orders heard so far.
+        done: updates of the present instruction that are not in the record yet.
+        loss: mean of the last losses that were read.
+    """
+
+    talks: int
+    done: int
+    loss: float

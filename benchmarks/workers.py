@@ -1,0 +1,380 @@
+"""What several workers bring, and what they cost -> docs/workers.md. Run: python -m benchmarks workers
+
+Steps are simulated: each sleeps, so that more workers than cores can be tried. Everything else is real: Ray, processes,
+checkpoints, the search. Beginning (Ray, processes, imports) is not counted; it takes some seconds once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+import autolrs
+from autolrs.codec import decode, encode
+from autolrs.protocols import Strategy
+from autolrs.records import Decide, Forecast, Open, Probe, Probed, Record, Wait
+from autolrs.schedules import base_pieces
+from autolrs.snapshot import seed_everything, track
+from autolrs.strategies.common import lost_in_crash
+
+DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "workers.md"
+STEP_SECONDS: Final = 0.02
+STEPS: Final = 1500
+WORKERS: Final = (1, 2, 4, 8)
+CPUS: Final = 0.2
+"""Of each worker, so that eight fit on two cores."""
+
+
+def simulated(session: autolrs.Session) -> float:
+    """A loop whose steps take `session.args["seconds"]` each, on a noisy quadratic bowl."""
+    weights = nn.Parameter(torch.full((20,), 3.0))
+    scales = torch.logspace(-2, 0, 20)
+    optimizer = torch.optim.SGD([weights], lr=0.1)
+    session.track(weights=weights, optimizer=optimizer)
+    for _ in session.batches([0] * 1000):
+        time.sleep(session.args["seconds"])
+        loss = (scales * (weights + 0.5 * torch.randn(20)).square()).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        session.report(loss)
+    return float((scales * weights.detach().square()).sum())
+
+
+@dataclass
+class Clock:
+    """A callback: when did which events come."""
+
+    times: list[tuple[str, float]] = field(default_factory=list)
+
+    def on_event(self, record: Record, event: Any) -> None:
+        self.times.append((type(event).__name__, time.perf_counter()))
+
+    def on_progress(self, *args: Any) -> None:
+        pass
+
+    def first(self, kind: str) -> float:
+        return next(seconds for name, seconds in self.times if name == kind)
+
+    def last(self, kind: str) -> float:
+        return max(seconds for name, seconds in self.times if name == kind)
+
+
+@contextmanager
+def ray_with_room(**settings: Any) -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", **settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def tuned(clock: Clock, workers: int, **settings: Any) -> autolrs.Study:
+    """A run of `simulated` in a folder of its own."""
+    with TemporaryDirectory() as folder:
+        given = {"steps": STEPS, "executor": "ray", "workers": workers, "resources_per_worker": {"CPU": CPUS}}
+        return autolrs.tune(
+            simulated,
+            storage=folder,
+            space="sgd",
+            callbacks=[clock],
+            args={"seconds": STEP_SECONDS},
+            **{**given, **settings},
+        )
+
+
+def scaling() -> str:
+    """A table of wall-clock and search efficiency by number of workers."""
+    lines = [
+        "| workers | probes | search [s] | bound, ceil(P/W) probes [s] | efficiency | run [s] | of plain training |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    with ray_with_room():
+        clock = Clock()
+        tuned(clock, 1, search_budget=0)
+        plain = clock.last("Finished") - clock.first("Opened")
+        lines.append(f"| 1, no search | 0 | | | | {plain:.1f} | 1 |")
+        for deterministic in (True, False):
+            for workers in WORKERS if deterministic else WORKERS[1:]:
+                clock = Clock()
+                study = tuned(clock, workers, deterministic=deterministic)
+                (stage,) = study.stages
+                search = clock.first("Decided") - clock.first("Opened")
+                whole = clock.last("Finished") - clock.first("Opened")
+                bound = ideal([trial.steps for trial in stage.trials], workers) * STEP_SECONDS
+                how = "" if deterministic else ", asynchronous"
+                lines.append(
+                    f"| {workers}{how} | {len(stage.trials)} | {search:.2f} | {bound:.2f} | {bound / search:.2f} "
+                    f"| {whole:.1f} | {whole / plain:.3f} |"
+                )
+    return "\n".join(lines)
+
+
+def ideal(steps: Sequence[int], workers: int) -> int:
+    """Steps one after the other if batches of `workers` probes cost what their longest one does."""
+    return sum(max(steps[i : i + workers]) for i in range(0, len(steps), workers))
+
+
+# What batches cost in quality
+
+
+def batching(problems: int = 60) -> str:
+    """Final loss of the run that the search chose, on closed-form problems, by number of workers."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the trainer without torch, and its crew, are
+    from synthetic import Problem, settings_of
+    from test_in_flight import Crew
+
+    from autolrs.strategies.horizon import Horizon
+
+    lines = ["| workers | loss above that of one worker, median | mean | worst |", "| --- | --- | --- | --- |"]
+    losses = {}
+    for workers in WORKERS:
+        found = []
+        for seed in range(problems):
+            crew = Crew(settings_of(steps=1000, budget=0.3, seed=seed), Horizon(), workers, min, batch=workers)
+            crew.problem = Problem(rate_unit=10 ** random.Random(seed).uniform(-2, 2))  # where the best rate lies
+            found.append(crew.run().final_loss or math.inf)
+        losses[workers] = found
+    for workers in WORKERS[1:]:
+        excess = [a / b - 1 for a, b in zip(losses[workers], losses[1], strict=True)]
+        lines.append(
+            f"| {workers} | {statistics.median(excess):+.2%} | {statistics.fmean(excess):+.2%} | {max(excess):+.2%} |"
+        )
+    return "\n".join(lines)
+
+
+# Overheads
+
+
+@dataclass(frozen=True)
+class Many:
+    """As many probes of one step as are asked for, and nothing to decide."""
+
+    count: int
+    name = "many"
+    search_budget = 100.0
+
+    def decide(self, record: Record, in_flight: Any = frozenset()) -> Any:
+        stage, steps = record.stage, record.settings.steps
+        if stage is None or stage.decided:
+            return Open(len(record.stages), record.kept_steps, evaluate=False)
+        lost = lost_in_crash(stage, in_flight)
+        number = len(stage.trials) if lost is None else lost.number
+        if number < self.count:
+            return Probe(0, number, 0.01, 1, base_pieces("constant", rate=0.01, start=0, stop=1), validations=0)
+        return Wait() if in_flight else Decide(0, 0.01, steps, base_pieces("constant", rate=0.01, start=0, stop=steps))
+
+    def judge(self, record: Record, probed: Probed) -> Forecast | None:
+        return Forecast(1.0, probed.objective or 0.0, 0.1)
+
+    def prune(self, *args: Any) -> str:
+        return ""
+
+
+class Ballast(nn.Module):
+    """So many megabytes of weights, of which a step trains four."""
+
+    def __init__(self, megabytes: float) -> None:
+        super().__init__()
+        self.register_buffer("ballast", torch.rand(int(megabytes * 250_000)))
+        self.weights = nn.Parameter(torch.ones(4))
+
+
+def light(session: autolrs.Session) -> None:
+    """Steps that cost nothing unless they are told to, with a state that does."""
+    model = Ballast(session.args["megabytes"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    session.track(model=model, optimizer=optimizer)
+    for _ in session.batches([0] * 10):
+        time.sleep(session.args.get("seconds", 0.0))
+        loss = model.weights.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        session.report(loss)
+
+
+def per_probe(megabytes: float, probes: int, executor: str) -> tuple[float, float]:
+    """Seconds a probe takes; growth of this process over the last four fifths [MB]."""
+    import psutil
+
+    strategy: Strategy = Many(probes)
+    clock = Clock()
+    with TemporaryDirectory() as folder:
+        memory = []
+
+        class Memory(Clock):
+            def on_event(self, record: Record, event: Any) -> None:
+                if isinstance(event, Probed) and event.number in (probes // 5, probes - 1):
+                    memory.append(psutil.Process().memory_info().rss / 1e6)
+
+        autolrs.tune(
+            light,
+            steps=10,
+            space="sgd",
+            strategy=strategy,
+            executor=executor,
+            storage=folder,
+            callbacks=[clock, Memory()],
+            args={"megabytes": megabytes},
+        )
+    took = [seconds for name, seconds in clock.times if name == "Probed"]
+    gaps = [b - a for a, b in pairwise(took[5:])]
+    return statistics.median(gaps), memory[-1] - memory[0]
+
+
+def stored(megabytes: float) -> float:
+    """The object store's largest content in a run on two workers with many checkpoints, in states."""
+    import re
+    import threading
+
+    from ray._private.internal_api import memory_summary
+
+    over, most = threading.Event(), 0.0
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.2):
+            found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+            most = max(most, float(found[1]) * 2**20 if found else 0.0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with TemporaryDirectory() as folder:
+            autolrs.tune(
+                light,
+                steps=400,
+                space="sgd",
+                executor="ray",
+                workers=2,
+                storage=folder,
+                checkpoint_every=20,
+                args={"megabytes": megabytes, "seconds": 0.05},
+            )
+    finally:
+        over.set()
+        watcher.join()
+    return most / (megabytes * 1e6)
+
+
+def tune_per_probe(megabytes: float, probes: int) -> float:
+    """Seconds a probe takes as a trial of Ray Tune in its quickest layout: one actor, used again for each trial, that
+    restores the state from the object store."""
+    import ray
+    from ray import tune as ray_tune
+
+    state = ray.put(bytes(encode(track("model", Ballast(megabytes)).capture())))
+
+    class ProbeTrial(ray_tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            self.model = Ballast(megabytes)
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+            self.tree = decode(ray.get(state))
+
+        def reset_config(self, config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            track("model", self.model).restore(self.tree)
+            loss = self.model.weights.square().sum()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            return {"loss": loss.item(), "done": True, "ended": time.time()}
+
+        def save_checkpoint(self, folder: str) -> None:
+            """What a trial ends at is nothing to keep."""
+
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    with TemporaryDirectory() as folder:
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(ProbeTrial, {"cpu": 1}),
+            param_space={"lr": ray_tune.loguniform(1e-4, 1e-1)},
+            tune_config=ray_tune.TuneConfig(num_samples=probes, max_concurrent_trials=1, reuse_actors=True),
+            run_config=ray_tune.RunConfig(storage_path=folder, verbose=0),
+        )
+        results = tuner.fit()
+    ended = sorted(result.metrics["ended"] for result in results)
+    return statistics.median(b - a for a, b in pairwise(ended[5:]))
+
+
+def broadcast(megabytes: float, workers: int) -> float:
+    """Seconds until all workers of this machine have restored a state from the object store; the best of five."""
+    import numpy as np
+    import ray
+
+    @ray.remote(num_cpus=CPUS)
+    class Restorer:
+        def __init__(self) -> None:
+            torch.set_num_threads(1)
+            self.tracked = track("model", Ballast(megabytes))
+
+        def restore(self, data: Any) -> None:
+            self.tracked.restore(decode(memoryview(data)))
+
+    data = np.frombuffer(encode(track("model", Ballast(megabytes)).capture()), np.uint8)
+    restorers = [Restorer.remote() for _ in range(workers)]
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        state = ray.put(data)
+        ray.get([restorer.restore.remote(state) for restorer in restorers])
+        times.append(time.perf_counter() - start)
+    for restorer in restorers:
+        ray.kill(restorer)
+    return min(times[1:])
+
+
+def overheads() -> str:
+    lines = ["| what | measured | | goal |", "| --- | --- | --- | --- |"]
+    with ray_with_room():
+        for megabytes, probes, goal in ((1, 500, 5), (100, 40, 30)):
+            serial, _ = per_probe(megabytes, min(probes, 100), "serial")
+            ours, growth = per_probe(megabytes, probes, "ray")
+            lines.append(
+                f"| a probe of one step, {megabytes} MB of state | {ours * 1e3:.1f} ms "
+                f"| {serial * 1e3:.1f} ms in a serial run: {(ours - serial) * 1e3:+.1f} ms | {goal} ms |"
+            )
+            if megabytes == 1:
+                tune = tune_per_probe(megabytes, 60)
+                lines.append(f"| the same as trials of Ray Tune | {tune * 1e3:.1f} ms | {tune / ours:.1f} x | 5 x |")
+                lines.append(f"| the driver's memory over {probes * 4 // 5} probes | {growth:+.1f} MB | | 20 MB |")
+            else:
+                lines.append(
+                    f"| object store, {megabytes} MB of state | {stored(megabytes):.2f} x | at most, sampled | 2.2 x |"
+                )
+        lines.append(f"| 100 MB to 4 workers of one machine, restored | {broadcast(100, 4) * 1e3:.0f} ms | | 150 ms |")
+    return "\n".join(lines)
+
+
+def write() -> None:
+    seed_everything(0)
+    DOCUMENT.write_text(
+        "# Several workers: what they bring and cost\n\n"
+        f"Written by `python -m benchmarks workers` (torch {torch.__version__}, {os.cpu_count()} cores shared with "
+        "other work); edit\nnothing here by hand.\n\n"
+        f"`horizon`, {STEPS:,} steps of {STEP_SECONDS * 1e3:.0f} ms each (asleep), at its own budget of 0.3. How long "
+        "processes take to begin is\nnot counted. The bound lets a batch cost what its longest probe does.\n\n"
+        f"{scaling()}\n\n"
+        "What proposing in batches costs: the final loss of the run that `horizon` chose on 60 closed-form problems "
+        "whose\nbest rates lie up to four decades apart.\n\n"
+        f"{batching()}\n\n{overheads()}\n",
+        encoding="utf-8",
+    )
