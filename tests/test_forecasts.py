@@ -72,7 +72,7 @@ def test_a_mixture_has_the_mixed_cdf_and_density(first, second, weight):
     def expected(loss):
         return weight * first.cdf([loss])[0] + (1 - weight) * second.cdf([loss])[0]
 
-    # Where it is tabulated it is exact but for the far tails, and for a part whose bars are cut in the other coordinate.
+    # Where it is tabulated it is exact but for the far tails, and a part whose bars are cut in the other coordinate.
     error = 2e-4 if first.log[0] == second.log[0] else 5e-3
     for level, loss in zip(LEVELS, mixed.quantiles(LEVELS)[0], strict=True):
         assert expected(loss) == pytest.approx(level, abs=error)
