@@ -150,4 +150,6 @@ def section() -> list[str]:
         "### Stopping probes early",
         "",
         *stopping.table(groups(shares=(1.0,))),
+        "",
+        *stopping.NOTE.splitlines(),
     ]
