@@ -29,6 +29,7 @@ LEVELS: Final[Array] = 1.0 / (1.0 + np.exp(-np.linspace(-9.2, 9.2, 129)))
 _ONE_STD: Final = (0.15865525393145707, 0.8413447460685429)  # levels of a normal at -1 and +1 deviation
 _BARS: Final = 0.5 * (np.diff(LEVELS, prepend=-LEVELS[0]) + np.diff(LEVELS, append=1.0 + LEVELS[0]))  # of the mean
 _NARROWEST: Final = 1e-12  # width of a bar over the coordinate's size: a certain forecast has a density all the same
+_WIDEST: Final = float(np.finfo(np.float64).max)  # scale of a tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +201,10 @@ def _at_levels(level: Array, x: Array) -> Array:
 
 def _tails(row: Array) -> tuple[float, float]:
     """Scales of the exponential tails of one table: the density goes on from the outermost bars."""
-    p, least = LEVELS[0] / (LEVELS[1] - LEVELS[0]), _NARROWEST * max(1.0, float(np.abs(row).max()))
-    return max(p * float(row[1] - row[0]), least), max(p * float(row[-1] - row[-2]), least)
+    p, least = float(LEVELS[0] / (LEVELS[1] - LEVELS[0])), _NARROWEST * max(1.0, float(np.abs(row).max()))
+    widths = float(row[1]) - float(row[0]), float(row[-1]) - float(row[-2])  # Python's floats become inf in silence
+    low, high = (min(max(p * width, least), _WIDEST) for width in widths)
+    return low, high
 
 
 def _cdf(x: Array, row: Array) -> Array:
@@ -209,16 +212,18 @@ def _cdf(x: Array, row: Array) -> Array:
     below, above = x < row[0], x > row[-1]
     if below.any() or above.any():
         low, high = _tails(row)
-        level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / low)
-        level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / high)
+        with np.errstate(over="ignore"):
+            level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / low)
+            level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / high)
     return level
 
 
 def _quantile(levels: Array, row: Array) -> Array:
     low, high = _tails(row)
     x = np.interp(levels, LEVELS, row)
-    x = np.where(levels < LEVELS[0], row[0] + low * np.log(np.minimum(levels / LEVELS[0], 1.0)), x)
-    return np.where(levels > LEVELS[-1], row[-1] - high * np.log(np.minimum((1.0 - levels) / LEVELS[0], 1.0)), x)
+    with np.errstate(over="ignore"):
+        x = np.where(levels < LEVELS[0], row[0] + low * np.log(np.minimum(levels / LEVELS[0], 1.0)), x)
+        return np.where(levels > LEVELS[-1], row[-1] - high * np.log(np.minimum((1.0 - levels) / LEVELS[0], 1.0)), x)
 
 
 def _log_density(x: float, row: Array) -> float:
@@ -227,9 +232,9 @@ def _log_density(x: float, row: Array) -> float:
         return -np.inf
     low, high = _tails(row)
     if x < row[0]:
-        return float(np.log(LEVELS[0] / low) + (x - row[0]) / low)
+        return float(np.log(LEVELS[0] / low) + (x - float(row[0])) / low)
     if x > row[-1]:
-        return float(np.log(LEVELS[0] / high) + (row[-1] - x) / high)
+        return float(np.log(LEVELS[0] / high) + (float(row[-1]) - x) / high)
     bar = min(max(int(np.searchsorted(row, x, side="right")), 1), len(row) - 1)
     width = max(float(row[bar] - row[bar - 1]), _NARROWEST * max(1.0, float(np.abs(row).max())))
     return float(np.log((LEVELS[bar] - LEVELS[bar - 1]) / width))

@@ -214,6 +214,7 @@ def test_the_loss_scale_does_not_matter(losses, at, k):
     st.floats(0, 1e6),
 )
 @example([[0.0, 1.778521656910492e308, *[0.0] * 6]], [], 35.0)
+@example([], [[0.0] * 3 + [5.1594992068252504e303] + [0.0] * 7], 0.0)
 def test_any_input_gives_an_answer_without_a_warning(curves, history, at):
     found = MODEL.extrapolate([curve(losses) for losses in curves], [at] * len(curves), history=[*map(curve, history)])
     for i, losses in enumerate(curves):
