@@ -83,10 +83,7 @@ class Forecasts:
     @classmethod
     def bars(cls, at: ArrayLike, edges: Array, probabilities: Array, log: ArrayLike = False) -> Forecasts:
         """From a density that is constant on bars between `edges` (n, b + 1), with `probabilities` (n, b)."""
-        levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
-        levels /= levels[:, -1:]
-        table = np.array([_at_levels(level, x) for level, x in zip(levels, edges, strict=True)])
-        return cls.tabulated(at, table.reshape(-1, len(LEVELS)), log)
+        return cls.tabulated(at, bar_quantiles(edges, probabilities), log)
 
     @classmethod
     def mixture(cls, parts: Sequence[Forecasts], weights: ArrayLike) -> Forecasts:
@@ -175,6 +172,14 @@ class Forecasts:
         y = np.broadcast_to(np.asarray(losses, dtype=np.float64), (len(self),))
         with np.errstate(divide="ignore"):
             return np.where(self._in_log, np.log(np.where(self._in_log, np.maximum(y, 0.0), 1.0)), y)
+
+
+def bar_quantiles(edges: Array, probabilities: Array) -> Array:
+    """Quantiles at `LEVELS` of densities that are constant on bars, see `Forecasts.bars`.   (n, K)"""
+    levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
+    levels /= levels[:, -1:]
+    table = np.array([_at_levels(level, x) for level, x in zip(levels, edges, strict=True)])
+    return table.reshape(-1, len(LEVELS))
 
 
 @cache

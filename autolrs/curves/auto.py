@@ -121,11 +121,7 @@ class Auto:
         believed = (np.log(self.priors) + past)[:, None]
         logits = np.repeat(believed, len(curves), axis=1)
         logits[:, list(tails)] += own
-        width = 1.0
-        if cuts:
-            known = [_rows(answer, slice(*parts[1:])) for answer in answers]
-            width = _width(_average(known, np.repeat(believed, len(cuts), axis=1)), [test.truth for test in cuts])
-
+        known = [_rows(answer, slice(*parts[1:])) for answer in answers]
         answers = [_rows(answer, slice(len(curves))) for answer in answers]
         if law:
             lawful = _Questions(curves, horizons, list(tails.values()), schedule, history)
@@ -136,7 +132,10 @@ class Auto:
                 row = np.full(len(curves), np.log(sum(self.priors)) + past.max() + max(ahead.min(), 0.0))
                 row[list(tails)] += score
                 answers, logits = [*answers, _rows(answer, slice(len(curves)))], np.vstack([logits, row])
-        found = _average(answers, logits).widened(width)
+        found = _average(answers, logits)
+        if cuts:
+            past_average = _average(known, np.repeat(believed, len(cuts), axis=1))
+            found = found.widened(_width(past_average, [test.truth for test in cuts]))
         sizes = (max((abs(loss) for loss in curve.losses if np.isfinite(loss)), default=np.inf) for curve in curves)
         roof = np.array([ROOF * size for size in sizes])
         return replace(found, mean=np.minimum(found.median, roof), std=np.where(np.isnan(found.std), np.inf, found.std))
