@@ -33,7 +33,15 @@ _BY_HEART = 1e-3  # best loss over the first one, below which a group's relative
 
 _NOTE = """\
 *Not by heart*: without the groups whose best rate ends below a thousandth of the first loss (runs of Fashion-MNIST):
-1e-5 and 2e-5 of it are a regret of 100 % there, and of nothing that matters."""
+1e-5 and 2e-5 of it are a regret of 100 % there, and of nothing that matters.
+
+How gains are pooled was chosen on these groups. With its settings (shared law or none, how noise grows with the rate,
+amplitudes and reaches, who may still win: 36 in all) chosen on the other sources, for each source in turn, `auto`
+pooled has mean regrets of .24 / .19 / .15, medians of .02 / .00 / .00 and biases of -.08 / +.10 / -.01. Means over so
+few groups are uncertain: without law and with narrow amplitudes for all probes, they were .31 / .16 / .13; the paired
+differences to the row above have standard errors of .07 / .05 / .01. Their biases were +.16 / +.15 / +.02. Tried and of
+no use: posterior expected loss, or more or less caution, in place of the log mean; the last loss at another rate's
+equal distance as a witness of its own; the law at half belief, or with noise that grows in proportion to the rate."""
 
 
 @dataclass(frozen=True, slots=True)
