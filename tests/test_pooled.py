@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autolrs.curves.pooled import REACHES, SCALES, SHARED, last, pooled, smoothed
@@ -140,6 +140,8 @@ def test_the_loss_scale_and_the_order_of_the_probes_do_not_matter(pairs, exponen
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=8), st.floats(-50, 50), st.floats(0.1, 10))
+@example([(0.0, 0.0), (-1000.0, 0.0)], 0.0, 0.5)
+@example([(0.0, 0.0), (-999.9999999999999, 0.0)], 0.0, 1.1)
 def test_losses_of_any_sign_move_with_their_unit_and_zero(pairs, shift, k):
     ends, ahead = (np.array([pair[i] for pair in pairs]) for i in range(2))
     ends[0] = -1e3 - abs(ends[0])  # so that none of the two has a logarithm

@@ -60,6 +60,7 @@ LAST: Final = 0.1
 """Share of a curve's points, at its end, whose mean is its last value."""
 
 _MOST: Final = 30.0  # no gain is larger, and none less known
+_FLAT: Final = 1e-9  # range of losses over the largest, up to which they are the same
 
 
 def pooled(curves: Sequence[Curve], rates: Sequence[float], forecasts: Forecasts) -> Forecasts:
@@ -172,4 +173,7 @@ def _span(curves: Sequence[Curve], forecasts: Array) -> float:
     """Range of all finite losses; if they are all the same, with the forecasts; 1 if these are the same, too."""
     losses = np.concatenate([np.asarray(curve.losses, dtype=np.float64) for curve in curves])
     losses = losses[np.isfinite(losses)]
-    return float(np.ptp(losses)) or float(np.ptp(np.append(losses, forecasts[np.isfinite(forecasts)]))) or 1.0
+    span = float(np.ptp(losses))
+    if span <= _FLAT * float(np.abs(losses).max()):
+        span = float(np.ptp(np.append(losses, forecasts[np.isfinite(forecasts)])))
+    return span or 1.0
