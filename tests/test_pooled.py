@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autolrs.curves.pooled import REACHES, SCALES, SHARED, last, pooled, smoothed
+from autolrs.curves.pooled import REACHES, SCALES, SHARED, contenders, last, pooled, smoothed
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
 
@@ -96,6 +96,27 @@ def test_gains_that_grow_with_the_rate_undo_the_bias_of_the_last_losses():
     assert ends.argmin() == 0
     assert found.median.argmin() == 6
     np.testing.assert_allclose(found.median, truth, rtol=0.1)
+
+
+def test_what_cannot_win_keeps_its_forecast_and_teaches_nothing():
+    ends, rates = np.array([1.0, 1.1, 1.2]), np.array([1e-3, 2e-3, 4e-3])
+    ahead, sure = ends * [0.3, 0.35, 0.4], np.array([0.4, 0.4, 0.4])
+    alone = pooled(levels(ends), rates, Forecasts.student_t([100.0] * 3, np.log(ahead), sure, np.inf, log=True))
+    # Many rates that are stuck far above and known to stay there.
+    stuck = np.full(9, 50.0)
+    forecasts = Forecasts.student_t(
+        [100.0] * 12, np.log(np.append(ahead, stuck)), np.append(sure, np.full(9, 0.02)), np.inf, log=True
+    )
+    found = pooled(levels(np.append(ends, stuck)), np.append(rates, np.geomspace(1e-2, 1e2, 9)), forecasts)
+    np.testing.assert_allclose(found.median[:3], alone.median, rtol=1e-9)
+    np.testing.assert_allclose(found.median[3:], stuck, rtol=1e-9)
+
+
+def test_two_that_may_both_win_are_contenders_and_a_sure_loser_is_not():
+    level = np.log([1.0, 0.9, 3.0])
+    assert contenders(level, np.zeros(3), np.full(3, 0.05)).tolist() == [True, True, False]
+    assert contenders(level, np.zeros(3), np.full(3, 0.5)).tolist() == [True, True, True]
+    assert contenders(level, np.array([0.0, 0.0, -2.0]), np.full(3, 0.05)).tolist() == [False, False, True]
 
 
 def test_a_probe_without_a_forecast_takes_its_siblings_gain():
