@@ -27,7 +27,9 @@ LEVELS: Final[Array] = 1.0 / (1.0 + np.exp(-np.linspace(-9.2, 9.2, 129)))
 """Evenly spaced in the logit from 1e-4 to 1 - 1e-4; the middle one is the median."""
 
 _ONE_STD: Final = (0.15865525393145707, 0.8413447460685429)  # levels of a normal at -1 and +1 deviation
+_BARS: Final = 0.5 * (np.diff(LEVELS, prepend=-LEVELS[0]) + np.diff(LEVELS, append=1.0 + LEVELS[0]))  # of the mean
 _NARROWEST: Final = 1e-12  # width of a bar over the coordinate's size: a certain forecast has a density all the same
+_WIDEST: Final = float(np.finfo(np.float64).max)  # scale of a tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,11 @@ class Forecasts:
     def tabulated(cls, at: ArrayLike, table: Array, log: ArrayLike = False) -> Forecasts:
         """From quantiles at `LEVELS`, in log loss where `log` holds, else in loss.   table: (n, K)"""
         at = np.asarray(at, dtype=np.float64)
-        in_log = np.broadcast_to(np.asarray(log, dtype=bool), at.shape)
+        in_log = np.asarray(log, dtype=bool)
+        in_log = in_log if in_log.shape == at.shape else np.full(at.shape, in_log)
         with np.errstate(over="ignore", invalid="ignore"):
-            middle = 0.5 * (table[:, 1:] + table[:, :-1])
-            mean = middle @ np.diff(LEVELS) + LEVELS[0] * (table[:, 0] + table[:, -1])
-            low, high = (_interpolate(level, LEVELS, table) for level in _ONE_STD)
-            mean, low, high = (np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x) for x in (mean, low, high))
+            x = np.stack([table @ _BARS, *((1 - share) * table[:, i] + share * table[:, i + 1] for i, share in _SIDES)])
+            mean, low, high = np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x)
             # Of a certain forecast the two differ by rounding only, either way round.
             return cls(at, mean, np.maximum(0.5 * (high - low), 0.0), table, in_log)
 
@@ -82,10 +83,7 @@ class Forecasts:
     @classmethod
     def bars(cls, at: ArrayLike, edges: Array, probabilities: Array, log: ArrayLike = False) -> Forecasts:
         """From a density that is constant on bars between `edges` (n, b + 1), with `probabilities` (n, b)."""
-        levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
-        levels /= levels[:, -1:]
-        table = np.array([_at_levels(level, x) for level, x in zip(levels, edges, strict=True)])
-        return cls.tabulated(at, table.reshape(-1, len(LEVELS)), log)
+        return cls.tabulated(at, bar_quantiles(edges, probabilities), log)
 
     @classmethod
     def mixture(cls, parts: Sequence[Forecasts], weights: ArrayLike) -> Forecasts:
@@ -99,11 +97,12 @@ class Forecasts:
         if len(used) == 1:
             return used[0][0]
         log = np.all([part._in_log for part, _ in used], axis=0)
-        tables = np.stack([part._table_in(log) for part, _ in used])  # (k, n, K)
-        out = np.empty(tables.shape[1:])
-        for row in range(len(out)):
-            knots = np.unique(tables[:, row][[i for i, (_, v) in enumerate(used) if v[row] > 0]])
-            level = sum(v[row] * _cdf(knots, tables[i, row]) for i, (_, v) in enumerate(used) if v[row] > 0)
+        tables = np.stack([part._table_in(log) for part, _ in used], axis=1)  # (n, k, K)
+        out = np.empty((len(tables), len(LEVELS)))
+        for row, (table, shares) in enumerate(zip(tables, np.array([v for _, v in used]).T, strict=True)):
+            table, shares = table[shares > 0], shares[shares > 0]
+            knots = np.sort(table, axis=None)
+            level = sum(share * _cdf(knots, x) for share, x in zip(shares, table, strict=True))
             out[row] = _at_levels(level, knots)
         return cls.tabulated(parts[0].at, out, log)
 
@@ -175,6 +174,14 @@ class Forecasts:
             return np.where(self._in_log, np.log(np.where(self._in_log, np.maximum(y, 0.0), 1.0)), y)
 
 
+def bar_quantiles(edges: Array, probabilities: Array) -> Array:
+    """Quantiles at `LEVELS` of densities that are constant on bars, see `Forecasts.bars`.   (n, K)"""
+    levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
+    levels /= levels[:, -1:]
+    table = np.array([_at_levels(level, x) for level, x in zip(levels, edges, strict=True)])
+    return table.reshape(-1, len(LEVELS))
+
+
 @cache
 def _student_quantiles(df: float) -> Array:
     from scipy.special import ndtri, stdtrit
@@ -182,11 +189,13 @@ def _student_quantiles(df: float) -> Array:
     return np.asarray(ndtri(LEVELS) if np.isinf(df) else stdtrit(df, LEVELS), dtype=np.float64)
 
 
-def _interpolate(level: float, levels: Array, table: Array) -> Array:
-    """Each row's value at one level; the levels are common to all rows."""
-    right = int(np.searchsorted(levels, level))
-    share = (level - levels[right - 1]) / (levels[right] - levels[right - 1])
-    return np.asarray((1 - share) * table[:, right - 1] + share * table[:, right])
+def _between(level: float) -> tuple[int, float]:
+    """The last of `LEVELS` below a level, and how far from there to the next one it lies."""
+    left = int(np.searchsorted(LEVELS, level)) - 1
+    return left, float((level - LEVELS[left]) / (LEVELS[left + 1] - LEVELS[left]))
+
+
+_SIDES: Final = tuple(map(_between, _ONE_STD))
 
 
 def _at_levels(level: Array, x: Array) -> Array:
@@ -197,23 +206,29 @@ def _at_levels(level: Array, x: Array) -> Array:
 
 def _tails(row: Array) -> tuple[float, float]:
     """Scales of the exponential tails of one table: the density goes on from the outermost bars."""
-    p, least = LEVELS[0] / (LEVELS[1] - LEVELS[0]), _NARROWEST * max(1.0, float(np.abs(row).max()))
-    return max(p * float(row[1] - row[0]), least), max(p * float(row[-1] - row[-2]), least)
+    p, least = float(LEVELS[0] / (LEVELS[1] - LEVELS[0])), _NARROWEST * max(1.0, float(np.abs(row).max()))
+    widths = float(row[1]) - float(row[0]), float(row[-1]) - float(row[-2])  # Python's floats become inf in silence
+    low, high = (min(max(p * width, least), _WIDEST) for width in widths)
+    return low, high
 
 
 def _cdf(x: Array, row: Array) -> Array:
-    low, high = _tails(row)
     level = np.interp(x, row, LEVELS)
-    with np.errstate(invalid="ignore"):
-        level = np.where(x < row[0], LEVELS[0] * np.exp(np.minimum(x - row[0], 0.0) / low), level)
-        return np.where(x > row[-1], 1.0 - LEVELS[0] * np.exp(np.minimum(row[-1] - x, 0.0) / high), level)
+    below, above = x < row[0], x > row[-1]
+    if below.any() or above.any():
+        low, high = _tails(row)
+        with np.errstate(over="ignore"):
+            level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / low)
+            level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / high)
+    return level
 
 
 def _quantile(levels: Array, row: Array) -> Array:
     low, high = _tails(row)
     x = np.interp(levels, LEVELS, row)
-    x = np.where(levels < LEVELS[0], row[0] + low * np.log(np.minimum(levels / LEVELS[0], 1.0)), x)
-    return np.where(levels > LEVELS[-1], row[-1] - high * np.log(np.minimum((1.0 - levels) / LEVELS[0], 1.0)), x)
+    with np.errstate(over="ignore"):
+        x = np.where(levels < LEVELS[0], row[0] + low * np.log(np.minimum(levels / LEVELS[0], 1.0)), x)
+        return np.where(levels > LEVELS[-1], row[-1] - high * np.log(np.minimum((1.0 - levels) / LEVELS[0], 1.0)), x)
 
 
 def _log_density(x: float, row: Array) -> float:
@@ -222,9 +237,9 @@ def _log_density(x: float, row: Array) -> float:
         return -np.inf
     low, high = _tails(row)
     if x < row[0]:
-        return float(np.log(LEVELS[0] / low) + (x - row[0]) / low)
+        return float(np.log(LEVELS[0] / low) + (x - float(row[0])) / low)
     if x > row[-1]:
-        return float(np.log(LEVELS[0] / high) + (row[-1] - x) / high)
+        return float(np.log(LEVELS[0] / high) + (float(row[-1]) - x) / high)
     bar = min(max(int(np.searchsorted(row, x, side="right")), 1), len(row) - 1)
     width = max(float(row[bar] - row[bar - 1]), _NARROWEST * max(1.0, float(np.abs(row).max())))
     return float(np.log((LEVELS[bar] - LEVELS[bar - 1]) / width))

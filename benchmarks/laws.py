@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from autolrs.curves.auto import Auto
 from autolrs.curves.law.fitting import LAWS
 from autolrs.curves.law.law import Law
 from autolrs.curves.law.runs import branch, kept_run
@@ -184,9 +185,20 @@ def at_ends(model: Law, source: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def averaged(model: Auto, source: str) -> pd.DataFrame:
+    """A row for each stage: the relative error and the log score (of loss over truth, clipped at 8) of an average."""
+    rows = []
+    for stage in stages(source):
+        found = model.extrapolate([stage.probe], [stage.at], schedule=stage.schedule, history=[stage.history])
+        error = abs(float(found.mean[0]) / stage.truth - 1)
+        score = -float(found.log_prob([stage.truth])[0]) - np.log(abs(stage.truth))
+        rows.append({"kind": stage.kind, "error": error, "score": float(np.clip(score, -8, 8))})
+    return pd.DataFrame(rows)
+
+
 def section() -> list[str]:
     """Markdown lines about the laws, for docs/curves.md; takes a few minutes."""
-    return ["## Loss laws", "", *_unseen_lines(), "", *_stage_lines()]
+    return ["## Loss laws", "", *_unseen_lines(), "", *_stage_lines(), "", *_average_lines()]
 
 
 def _unseen_lines() -> list[str]:
@@ -227,4 +239,22 @@ def _stage_lines() -> list[str]:
                 covered = "/".join(f"{((used.level - 0.5).abs() <= q / 200).mean():.0%}" for q in (50, 80, 90, 95))
                 cells = [source, kind, name, len(table), len(table) - len(used), *errors, covered]
                 lines.append(f"| {' | '.join(map(str, cells))} | {1e3 * table.seconds.median():.0f} |")
+    return lines
+
+
+def _average_lines() -> list[str]:
+    lines = [
+        "The same ends forecast by `auto`, which knows the run before the stage and the stage's rates, with the laws "
+        "and without: mean (clipped at 1) and median relative error, and mean log score.",
+        "",
+        "| source | stage | stages | without laws | log score | with laws | log score |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for source in SOURCES:
+        tables = [averaged(model, source).groupby("kind") for model in (Auto(law=None), Auto())]
+        for kind in tables[0].groups:
+            both = [table.get_group(kind) for table in tables]
+            errors = [f"{one.error.clip(upper=1).mean():.4f}, {one.error.median():.4f}" for one in both]
+            cells = [f"{error} | {one.score.mean():.2f}" for error, one in zip(errors, both, strict=True)]
+            lines.append(f"| {source} | {kind} | {len(both[0])} | {' | '.join(cells)} |")
     return lines

@@ -28,6 +28,12 @@ SHUFFLES: Final = 2
 PROBES: Final = 12
 """Probes of a group; 36 rates over 7 decades are more than anybody tries."""
 
+NOTE: Final = """\
+Ray's two rules are not Ray's own code: they are written out as Optuna pruners after its documentation and the papers
+(`benchmarks/stopping.py`), so that all rivals see the same reports one after the other. A scheduler of Ray Tune runs
+trials side by side, where its rules see more of them at once. The constants of `CurvePruner` were chosen on some of
+these groups, so that its row is not one on unseen curves."""
+
 _CLIP = 2.0  # of a regret in means
 
 

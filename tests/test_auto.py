@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from autolrs.curves.auto import CALM, PAST, SEEN, Auto
-from autolrs.curves.law.law import Law
+from autolrs.curves.law.law import BackTest, Law
 from autolrs.errors import SettingError
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
 from autolrs.schedules import Piece, Schedule
+from benchmarks import windows
+from benchmarks.laws import averaged, runs
 
 SCHEDULE = Schedule((Piece(0, 1000, "constant", 0.1, 0.1),))
 
@@ -151,6 +153,37 @@ def test_the_law_joins_only_while_it_may_and_wins():
     assert asked(flat, Lawful(), **given) == pytest.approx(1.0)
 
 
+def test_the_law_is_judged_on_the_run_where_the_curve_is_too_short_to_judge():
+    short, history = curve([1.0] * 9), [curve([1.0] * 9)]
+    seen = curve([1.0] * 9)
+
+    @dataclass(frozen=True)
+    class Judged(Lawful):
+        truth: float = 1.0
+
+        def back_tests(self, history):
+            # It said a half; the other model says that the last loss stays.
+            return (BackTest(0.5, self.truth, 0.5, 0.05, 1.0, 20.0, seen),)
+
+    def asked(truth):
+        model = Auto((FLAT,), (1.0,), law=Judged(truth=truth))
+        return float(model.extrapolate([short], [100], schedule=SCHEDULE, history=history).median[0])
+
+    assert asked(0.5) == pytest.approx(0.5, rel=0.05)  # it was right, by 24 nats
+    assert asked(1.0) == pytest.approx(1.0)
+
+
+@pytest.mark.skipif(not (windows.DEFAULT_FOLDER / "meta.parquet").is_file(), reason="real curves are not here")
+def test_on_real_runs_the_law_halves_the_error_at_least(monkeypatch):
+    monkeypatch.setenv(windows.VARIABLE, str(windows.DEFAULT_FOLDER))
+    runs.cache_clear()
+    without, found = (averaged(model, "multipowerlaw") for model in (Auto(law=None), Auto()))
+    runs.cache_clear()
+    assert len(found) > 50
+    assert found.error.mean() < 0.5 * without.error.mean()
+    assert found.score.mean() < without.score.mean() - 1
+
+
 # Laws, with the models that ship
 
 MODEL = Auto()
@@ -181,6 +214,7 @@ def test_the_loss_scale_does_not_matter(losses, at, k):
     st.floats(0, 1e6),
 )
 @example([[0.0, 1.778521656910492e308, *[0.0] * 6]], [], 35.0)
+@example([], [[0.0] * 3 + [5.1594992068252504e303] + [0.0] * 7], 0.0)
 def test_any_input_gives_an_answer_without_a_warning(curves, history, at):
     found = MODEL.extrapolate([curve(losses) for losses in curves], [at] * len(curves), history=[*map(curve, history)])
     for i, losses in enumerate(curves):

@@ -64,14 +64,14 @@ def test_the_laws_beat_the_last_loss(folder):
     assert ours < 0.5 * last
 
 
-def test_the_section_is_two_tables(folder, monkeypatch):
+def test_the_section_is_three_tables(folder, monkeypatch):
     monkeypatch.setattr(laws, "MODELS", {"both": MODELS["both"]})
     lines = section()
     assert lines[0] == "## Loss laws"
     assert sum(line.startswith("| both |") for line in lines) == len(laws.TRAINED)
-    assert sum(line.startswith("| multipowerlaw |") for line in lines) == 2
+    assert sum(line.startswith("| multipowerlaw |") for line in lines) == 2 * 2
     widths = {line.count("|") for line in lines if line.startswith("|")}
-    assert len(widths) == 2
+    assert len(widths) == 3
 
 
 @pytest.mark.skipif(not (windows.DEFAULT_FOLDER / "meta.parquet").is_file(), reason="real curves are not here")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autolrs.curves.law.annealing import recent_rate
@@ -50,6 +50,7 @@ def test_progress_is_the_integral_of_the_rate(path, steps):
 
 
 @given(paths(), paths(), st.integers(0, 100))
+@example(RatePath(np.array([0.0, 3.0, 3.0]), np.array([0.0, 0.0, 1.0])), RatePath(np.zeros(1), np.zeros(1)), 3)
 def test_one_path_follows_another(first, second, start):
     later = RatePath(second.steps + start, second.rates)
     joined = first.then(later, start)

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autolrs.curves.pooled import REACHES, SCALES, SHARED, last, pooled, smoothed
+from autolrs.curves.pooled import REACHES, SCALES, SHARED, contenders, last, pooled, smoothed
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
 
@@ -98,6 +98,27 @@ def test_gains_that_grow_with_the_rate_undo_the_bias_of_the_last_losses():
     np.testing.assert_allclose(found.median, truth, rtol=0.1)
 
 
+def test_what_cannot_win_keeps_its_forecast_and_teaches_nothing():
+    ends, rates = np.array([1.0, 1.1, 1.2]), np.array([1e-3, 2e-3, 4e-3])
+    ahead, sure = ends * [0.3, 0.35, 0.4], np.array([0.4, 0.4, 0.4])
+    alone = pooled(levels(ends), rates, Forecasts.student_t([100.0] * 3, np.log(ahead), sure, np.inf, log=True))
+    # Many rates that are stuck far above and known to stay there.
+    stuck = np.full(9, 50.0)
+    forecasts = Forecasts.student_t(
+        [100.0] * 12, np.log(np.append(ahead, stuck)), np.append(sure, np.full(9, 0.02)), np.inf, log=True
+    )
+    found = pooled(levels(np.append(ends, stuck)), np.append(rates, np.geomspace(1e-2, 1e2, 9)), forecasts)
+    np.testing.assert_allclose(found.median[:3], alone.median, rtol=1e-9)
+    np.testing.assert_allclose(found.median[3:], stuck, rtol=1e-9)
+
+
+def test_two_that_may_both_win_are_contenders_and_a_sure_loser_is_not():
+    level = np.log([1.0, 0.9, 3.0])
+    assert contenders(level, np.zeros(3), np.full(3, 0.05)).tolist() == [True, True, False]
+    assert contenders(level, np.zeros(3), np.full(3, 0.5)).tolist() == [True, True, True]
+    assert contenders(level, np.array([0.0, 0.0, -2.0]), np.full(3, 0.05)).tolist() == [False, False, True]
+
+
 def test_a_probe_without_a_forecast_takes_its_siblings_gain():
     forecasts = Forecasts.student_t([100.0] * 3, np.log([0.5, np.nan, 0.5]), [0.05, np.nan, 0.05], np.inf, log=True)
     found = pooled(levels([1.0, 0.9, 1.0]), [1e-3, 2e-3, 4e-3], forecasts)
@@ -140,6 +161,8 @@ def test_the_loss_scale_and_the_order_of_the_probes_do_not_matter(pairs, exponen
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=8), st.floats(-50, 50), st.floats(0.1, 10))
+@example([(0.0, 0.0), (-1000.0, 0.0)], 0.0, 0.5)
+@example([(0.0, 0.0), (-999.9999999999999, 0.0)], 0.0, 1.1)
 def test_losses_of_any_sign_move_with_their_unit_and_zero(pairs, shift, k):
     ends, ahead = (np.array([pair[i] for pair in pairs]) for i in range(2))
     ends[0] = -1e3 - abs(ends[0])  # so that none of the two has a logarithm

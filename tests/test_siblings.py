@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autolrs.forecasts import Forecasts
-from benchmarks.siblings import Choice, choice, levels, summary
+from benchmarks.siblings import Choice, by_heart, choice, levels, summary
 from benchmarks.stopping import ASHA, MedianStopping, pruners, run
 from benchmarks.windows import Window, bins
 
@@ -61,6 +61,11 @@ def test_the_chosen_rate_is_judged_by_its_truth():
     told = Told({4.0: 3.0, 3.0: 1.0, 2.0: 1.5})
     assert choice(GROUP, levels(GROUP, told, pool=False)) == Choice("task", 0.0, 0.0, pytest.approx(1.0))
     assert levels(GROUP, told, pool=True).argmin() == 1
+
+
+def test_groups_that_learn_by_heart_are_told():
+    assert not by_heart(GROUP)
+    assert by_heart([*GROUP, window(1e-2, [3.0] * 20, 1e-4)])
 
 
 def test_a_choice_that_blows_up_is_an_infinite_regret():

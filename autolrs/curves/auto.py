@@ -4,14 +4,20 @@ Two kinds of back-tests have a known answer: the end of each curve itself, forec
 of each curve of the history, forecast from as large a share as is seen of the curves in question. A model's weight is
 its prior weight times its predictive densities there. The history also tells how sharp the average should be.
 
+The laws are about whole runs, so they are judged on the run as well: its last tenth, forecast from its first half and
+from its first three quarters, by them and by all others. They join only if they win there and on the curves together.
+
 Notation
     k, n, h   models, curves, curves of the history that can be cut
     own       log density of a curve's end, given its first part                  (k, n)
     past      log density of the history's ends, given their first parts         (k, h)
+    run       log density of the run's last tenth, given its first parts, summed  (k,)
     z         normal scores of the history's ends in the average's forecasts      (h,)
 
     log weight = log prior + own + min(1, PAST / h) * sum of past
     width      = sqrt((CALM + sum of z^2) / (CALM + h)) times the average's own
+
+    of the laws: log of all priors + own + largest of the others' past + (run - largest of the others' run, at least 0)
 
 References:
     Hoeting, Madigan, Raftery and Volinsky, "Bayesian model averaging: a tutorial", Statistical Science 14, 1999.
@@ -28,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolrs.curves.bayes import Bayes
-from autolrs.curves.law.law import Law
+from autolrs.curves.law.law import DF, BackTest, Law
 from autolrs.curves.pfn.model import PFN, ROOF
 from autolrs.curves.points import FEWEST
 from autolrs.curves.pooled import last
@@ -68,8 +74,8 @@ class Auto:
     Attributes:
         models: what is averaged.
         priors: their weights before any evidence; any positive sum.
-        law: joins with the prior weight of all others together where a history and a schedule are given, as long as it
-            says that it may act and foresees the ends of the curves better than each of them; None: never.
+        law: joins where a history and a schedule are given, as long as it says that it may act and foresees the ends
+            of the run and of the curves better than each of the others; None: never.
     """
 
     models: tuple[CurveModel, ...] = field(default_factory=lambda: (Bayes(), PFN()))
@@ -102,29 +108,34 @@ class Auto:
         tails = {i: test for i, curve in enumerate(curves) if (test := _cut(curve, SEEN)) is not None}
         share = _share(curves, horizons)
         cuts = [test for curve in history if (test := _cut(curve, share)) is not None]
-        asked = _Questions(curves, horizons, [*tails.values(), *cuts], schedule, history)
+        law = self.law if self.law and schedule and history and not self.law.ready(history) else None
+        runs = law.back_tests(history) if law else ()
+        tests = [*tails.values(), *cuts, *(_Test(run.seen, run.at, run.truth) for run in runs)]
+        asked = _Questions(curves, horizons, tests, schedule, history)
 
         answers = [asked.answer(model) for model in self.models]
         scores = np.array([asked.scores(answer) for answer in answers])
-        past = min(1.0, PAST / max(len(cuts), 1)) * scores[:, len(tails) :].sum(axis=1)
+        parts = np.cumsum([len(curves), len(tails), len(cuts)])
+        own, of_cuts, of_run = np.split(scores, parts[1:] - parts[0], axis=1)
+        past = min(1.0, PAST / max(len(cuts), 1)) * of_cuts.sum(axis=1)
         believed = (np.log(self.priors) + past)[:, None]
         logits = np.repeat(believed, len(curves), axis=1)
-        logits[:, list(tails)] += scores[:, : len(tails)]
-        width = 1.0
-        if cuts:
-            known = [_rows(answer, slice(len(curves) + len(tails), None)) for answer in answers]
-            width = _width(_average(known, np.repeat(believed, len(cuts), axis=1)), [test.truth for test in cuts])
-
+        logits[:, list(tails)] += own
+        known = [_rows(answer, slice(*parts[1:])) for answer in answers]
         answers = [_rows(answer, slice(len(curves))) for answer in answers]
-        if self.law is not None and schedule is not None and tails and history and not self.law.ready(history):
+        if law:
             lawful = _Questions(curves, horizons, list(tails.values()), schedule, history)
-            answer = lawful.answer(self.law)
-            own = lawful.scores(answer)
-            if own.sum() > scores[:, : len(tails)].sum(axis=1).max():
-                row = np.full(len(curves), np.log(sum(self.priors)) + past.max())
-                row[list(tails)] += own
+            answer = lawful.answer(law)
+            score, run = lawful.scores(answer), of_run.sum(axis=1)
+            ahead = _of_laws(runs).sum() - run
+            if (score.sum() + ahead > own.sum(axis=1)).all():
+                row = np.full(len(curves), np.log(sum(self.priors)) + past.max() + max(ahead.min(), 0.0))
+                row[list(tails)] += score
                 answers, logits = [*answers, _rows(answer, slice(len(curves)))], np.vstack([logits, row])
-        found = _average(answers, logits).widened(width)
+        found = _average(answers, logits)
+        if cuts:
+            past_average = _average(known, np.repeat(believed, len(cuts), axis=1))
+            found = found.widened(_width(past_average, [test.truth for test in cuts]))
         sizes = (max((abs(loss) for loss in curve.losses if np.isfinite(loss)), default=np.inf) for curve in curves)
         roof = np.array([ROOF * size for size in sizes])
         return replace(found, mean=np.minimum(found.median, roof), std=np.where(np.isnan(found.std), np.inf, found.std))
@@ -145,11 +156,21 @@ class _Questions:
         return model.extrapolate(curves, at, schedule=self.schedule, history=self.history)
 
     def scores(self, answer: Forecasts) -> Array:
-        """Log densities of the tests' truths, each over its own size, clipped.   (tests,)"""
-        truths = np.array([test.truth for test in self.tests])
-        sizes = np.maximum(np.abs(truths), np.finfo(np.float64).tiny)
-        found = _rows(answer, slice(len(self.curves), None)).log_prob(truths) + np.log(sizes)
-        return np.clip(np.where(np.isnan(found), -_CLIP, found), -_CLIP, _CLIP)
+        """Log densities of the tests' truths.   (tests,)"""
+        return _densities(_rows(answer, slice(len(self.curves), None)), [test.truth for test in self.tests])
+
+
+def _densities(forecasts: Forecasts, truths: Sequence[float]) -> Array:
+    """Log densities of losses, each over its own size, clipped.   (n,)"""
+    losses = np.array(truths, dtype=np.float64)
+    found = forecasts.log_prob(losses) + np.log(np.maximum(np.abs(losses), np.finfo(np.float64).tiny))
+    return np.clip(np.where(np.isnan(found), -_CLIP, found), -_CLIP, _CLIP)
+
+
+def _of_laws(runs: Sequence[BackTest]) -> Array:
+    """Log densities of the run's ends in the laws' forecasts.   (tests,)"""
+    at, truths, means, deviations = np.array([(r.at, r.truth, r.forecast, r.std) for r in runs]).reshape(-1, 4).T
+    return _densities(Forecasts.student_t(at, means, deviations, DF), truths.tolist())
 
 
 def _cut(curve: Curve, share: float) -> _Test | None:

@@ -2,18 +2,24 @@
 
 Extrapolated one by one, probes of one checkpoint get independent errors, which destroy their order; their last
 losses are in order, but biased towards rates that are fast at first. A gain is what a loss still loses from the last
-value to the horizon. It is a smooth function of the rate, so gains are smoothed over the rate, and levels are last
-losses plus smoothed gains.
+value to the horizon. What siblings show of each other's way (`autolrs.curves.shared`) says what gains to expect; by
+how much a probe's own forecast differs from that is a smooth function of the rate, so it is smoothed over the rate.
+Levels are last losses plus these gains.
+
+Only probes that may still win are smoothed: of rates whose losses do not move any more all is known, and they would
+teach that gains are small everywhere. What cannot win keeps its own forecast.
 
 Notation
     n        probes from one checkpoint, forecast at one horizon
     x        log10 rate, so that distances are decades                                    (n,)
     l        last value: mean of the last tenth of a curve, as a coordinate               (n,)
     g, v     gain forecast for each probe, and the variance of its error                  (n,)
-    f        true gain, f ~ GP(0, K);  K = s^2 * matern52(|x - x'| / r) + m^2             (n,)
+    h        gain by the law that all share; 0 where the coordinate is not the log loss   (n,)
+    f        true gain, f ~ h + GP(0, K);  K = s^2 * matern52(|x - x'| / r) + m^2         (n,)
 
 The coordinate is the log loss where all losses are positive, else the loss over the range of all losses. The
-hyperparameters (r, s) are averaged over a fixed grid by their marginal likelihoods, so nothing is fitted.
+hyperparameters (r, s) are averaged over a fixed grid by their marginal likelihoods, so nothing is fitted. s is large:
+a forecast is a posterior already, and would be shrunk twice by a prior that is narrow.
 
 References:
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, equations 2.25, 2.26 and 2.30.
@@ -29,15 +35,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from autolrs.curves.shared import gains
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
 
 Array = NDArray[np.float64]
 
-REACHES: Final = (0.5, 1.0, 2.0)
+REACHES: Final = (0.25, 0.5, 1.0)
 """r: over how many decades of the rate gains are alike."""
 
-SCALES: Final = (0.1, 0.3, 1.0)
+SCALES: Final = (0.3, 1.0, 3.0)
 """s: by how much gains differ between rates."""
 
 SHARED: Final = 1.0
@@ -46,10 +53,14 @@ SHARED: Final = 1.0
 ERROR: Final = 0.05
 """Least deviation of a forecast gain, however sure its model is."""
 
+UNLIKELY: Final = 3.0
+"""A probe cannot win if it would have to fall by so many deviations below its forecast."""
+
 LAST: Final = 0.1
 """Share of a curve's points, at its end, whose mean is its last value."""
 
 _MOST: Final = 30.0  # no gain is larger, and none less known
+_FLAT: Final = 1e-9  # range of losses over the largest, up to which they are the same
 
 
 def pooled(curves: Sequence[Curve], rates: Sequence[float], forecasts: Forecasts) -> Forecasts:
@@ -77,7 +88,7 @@ def pooled(curves: Sequence[Curve], rates: Sequence[float], forecasts: Forecasts
         band = forecasts.quantiles((0.16, 0.5, 0.84))
         seen = np.isfinite(level)
         log = bool((level[seen] > 0).all())
-        unit = 1.0 if log else _span(curves)
+        unit = 1.0 if log else _span(curves, band[:, 1])
         if log:
             noise, level, band = noise / level, np.log(level), np.log(np.maximum(band, 0.0))
         else:
@@ -85,10 +96,23 @@ def pooled(curves: Sequence[Curve], rates: Sequence[float], forecasts: Forecasts
         gain, error = band[:, 1] - level, half_width(band)
         known = np.isfinite(gain) & np.isfinite(error)
         gain, error = np.clip(gain, -_MOST, _MOST), np.clip(error, ERROR, _MOST)
-        mean, variance = smoothed(np.log10(x[known]), gain[known], error[known] ** 2, np.log10(x))
+        shared = gains(curves, x, forecasts.at) if log else np.zeros(len(x))
+        told = known & contenders(level, gain, error)
+        asked = told | ~known
+        mean, variance = gain, error**2
+        mean[asked], variance[asked] = smoothed(
+            np.log10(x[told]), (gain - shared)[told], error[told] ** 2, np.log10(x[asked])
+        )
+        mean[asked] += shared[asked]
         location, scale = (np.where(seen, value, np.nan) for value in (level + mean, np.sqrt(variance + noise**2)))
         found = Forecasts.student_t(forecasts.at, unit * location, unit * scale, np.inf, log)
         return replace(found, mean=found.median, std=np.where(seen, found.std, np.inf))
+
+
+def contenders(level: Array, gain: Array, error: Array) -> NDArray[np.bool_]:
+    """Which probes may end lowest: not those that are far above what another will surely come down to.   (n,)"""
+    best = np.nanmin(level + np.minimum(gain + UNLIKELY * error, 0.0), initial=np.inf)
+    return np.asarray(level + gain - UNLIKELY * error <= best)
 
 
 def last(curve: Curve) -> tuple[float, float]:
@@ -145,7 +169,11 @@ def _matern52(distance: Array) -> Array:
     return np.asarray((1.0 + r + r * r / 3.0) * np.exp(-r), dtype=np.float64)
 
 
-def _span(curves: Sequence[Curve]) -> float:
-    """Range of all finite losses; 1 if they are all the same."""
+def _span(curves: Sequence[Curve], forecasts: Array) -> float:
+    """Range of all finite losses; if they are all the same, with the forecasts; 1 if these are the same, too."""
     losses = np.concatenate([np.asarray(curve.losses, dtype=np.float64) for curve in curves])
-    return float(np.ptp(losses[np.isfinite(losses)])) or 1.0
+    losses = losses[np.isfinite(losses)]
+    span = float(np.ptp(losses))
+    if span <= _FLAT * float(np.abs(losses).max()):
+        span = float(np.ptp(np.append(losses, forecasts[np.isfinite(forecasts)])))
+    return span or 1.0

@@ -43,13 +43,23 @@ _MOST: Final = float(np.finfo(np.float64).max) / 1e3
 
 
 class BackTest(NamedTuple):
-    """The history's last loss, forecast from the history before `cut`."""
+    """The history's last loss, forecast from the history before `cut`.
+
+    Attributes:
+        cut: share of the history that is seen.
+        truth: mean loss of the history's last tenth, in the middle `at`.
+        forecast, std: of the laws.
+        last: the last loss seen.
+        seen: the history before `cut`; its rates are not told.
+    """
 
     cut: float
     truth: float
     forecast: float
     std: float
     last: float
+    at: float
+    seen: Curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,10 @@ class Law:
     def back_tests(self, history: Sequence[Curve]) -> tuple[BackTest, ...]:
         """Forecasts of the mean of the history's last tenth from its first half, and from its first three quarters."""
         run = kept_run(history)
-        return () if run is None or len(run.steps) < FEWEST else tuple(self._tested(run, cut) for cut in _CUTS)
+        return () if run is None or len(run.steps) < FEWEST else self._back_tests(run)
+
+    def _back_tests(self, run: Observed) -> tuple[BackTest, ...]:
+        return tuple(self._tested(run, cut) for cut in _CUTS)
 
     def _tested(self, run: Observed, cut: float) -> BackTest:
         first, last = run.steps[0], run.steps[-1]
@@ -123,7 +136,9 @@ class Law:
         means, deviations = fit([past], self.laws).predict(run.path, run.steps[final])
         forecast, tail = float(means.mean()), past.losses[-max(1, len(past.losses) // 10) :]
         std = float(np.hypot(deviations.mean(), FLOOR * forecast))
-        return BackTest(cut, float(run.losses[final].mean()), forecast, std, float(tail.mean()))
+        seen = Curve(tuple(past.steps.tolist()), tuple(past.losses.tolist()), (np.nan,) * len(past.steps))
+        at, truth = float(run.steps[final].mean()), float(run.losses[final].mean())
+        return BackTest(cut, truth, forecast, std, float(tail.mean()), at, seen)
 
     def _examined(self, history: Sequence[Curve]) -> _Fitted | str:
         """The fit to `history`, or why the laws may not act."""

@@ -68,8 +68,13 @@ class RatePath:
         steps, rates = [here, other.steps[later]], [other.at(here), other.rates[later]]
         if before.any():
             steps = [self.steps[before], here, *steps]
-            rates = [self.rates[before], self.at(here), *rates]
+            rates = [self.rates[before], np.array([self._until(start)]), *rates]
         return RatePath(np.concatenate(steps), np.concatenate(rates))
+
+    def _until(self, step: float) -> float:
+        """The rate just before a step that is after the first knot; at a jump, the one before it."""
+        right = int(np.searchsorted(self.steps, step, side="left"))
+        return float(np.interp(step, self.steps[right - 1 : right + 1], self.rates[right - 1 : right + 1]))
 
     def at(self, steps: Array) -> Array:
         """Rates at `steps`; at a jump, the one after it.   (n,)"""

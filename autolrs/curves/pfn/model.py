@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autolrs.curves.points import Points, points_of
 from autolrs.errors import CheckpointError
-from autolrs.forecasts import LEVELS, Forecasts
+from autolrs.forecasts import LEVELS, Forecasts, bar_quantiles
 from autolrs.records import Curve
 from autolrs.schedules import Schedule
 
@@ -88,8 +88,9 @@ class PFN:
         if shapes:
             rows = [i for i, _ in shapes]
             ahead = np.array([of_one.ahead(float(at[i])) for i, of_one in shapes])
-            forecast = _forecast(network(self.weights), [of_one for _, of_one in shapes], ahead)
-            table[rows] = forecast.widened(self.widening).table
+            quantiles = _quantiles(network(self.weights), [of_one for _, of_one in shapes], ahead)
+            middle = quantiles[:, len(LEVELS) // 2, None]
+            table[rows] = middle + self.widening * (quantiles - middle)
         scale = np.array([1.0 if of_one is None else of_one.scale for of_one in points])
         with np.errstate(over="ignore"):
             linear = np.clip(table * scale[:, None], -_MOST, _MOST)
@@ -133,8 +134,8 @@ def network(weights: Path | None = None) -> Network:
     return loaded.eval()
 
 
-def _forecast(network: Network, points: Sequence[Points], ahead: Array) -> Forecasts:
-    """Distributions of the curves' log y where that is known, else of y."""
+def _quantiles(network: Network, points: Sequence[Points], ahead: Array) -> Array:
+    """Quantiles of the curves' log y where that is known, else of y.   (n, K)"""
     import torch
 
     from autolrs.curves.pfn.network import normalise
@@ -154,7 +155,7 @@ def _forecast(network: Network, points: Sequence[Points], ahead: Array) -> Forec
         probabilities = logits[:, 0].double().softmax(dim=-1).numpy()
         z = network.edges.double().numpy()
     edges = curves.level[:, None] + curves.scale[:, None] * z
-    return Forecasts.bars(ahead, edges, probabilities)
+    return bar_quantiles(edges, probabilities)
 
 
 def _last(points: Points) -> Array:

@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,17 +116,33 @@ class Block(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, context: int, mask: Tensor | None, half: bool) -> Tensor:
-        """x: (n, c + q, width), `context` = c; mask: (n, 1, 1, c), which tokens may be attended to; None: all."""
-        n, length, width = x.shape
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            parts = self.queries_keys_values(self.before_attention(x)).view(n, length, 3, self.heads, -1)
+    def forward(self, x: Tensor, context: int, mask: Tensor | None, *, half: bool, last: bool) -> Tensor:
+        """x: (n, c + q, width) to the same, or to (n, q, width) after the `last` block: nobody reads its bins.
+
+        `context`: c; mask: (n, 1, 1, c), which tokens may be attended to; None: all; half: products in bfloat16.
+        """
+        products = torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext()
+        with products:
+            normed = self.before_attention(x)
+            weight, bias = self.queries_keys_values.weight, self.queries_keys_values.bias
+            width = x.shape[2]
+            if last:
+                x, asking = x[:, context:], normed[:, context:]
+            else:
+                asking = normed
+            queries = F.linear(asking, weight[:width], bias[:width])
+            keys, values = F.linear(normed[:, :context], weight[width:], bias[width:]).chunk(2, dim=2)
         # In single precision: on a CPU the backward pass of half-precision attention is many times slower.
-        asked, keys, values = parts.float().permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(asked, keys[:, :, :context], values[:, :, :context], attn_mask=mask)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            x = x + self.out(found.transpose(1, 2).reshape(n, length, width))
+        asked, known, told = (self._by_head(part) for part in (queries, keys, values))
+        found = F.scaled_dot_product_attention(asked, known, told, attn_mask=mask)
+        with products:
+            x = x + self.out(found.transpose(1, 2).reshape(x.shape))
             return torch.as_tensor(x + self.down(F.gelu(self.up(self.before_perceptron(x)))))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(n, length, width) to (n, heads, length, width / heads) in single precision."""
+        n, length, width = x.shape
+        return x.float().view(n, length, self.heads, width // self.heads).transpose(1, 2)
 
 
 class Network(nn.Module):
@@ -153,9 +170,9 @@ class Network(nn.Module):
         """
         context = tokens.shape[1]
         x = torch.cat([self.read_tokens(tokens), self.read_queries(queries)], dim=1)
-        for block in self.blocks:
-            x = block(x, context, mask, half)
-        return torch.as_tensor(self.head(self.norm(x[:, context:])))
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, context, mask, half=half, last=number == len(self.blocks))
+        return torch.as_tensor(self.head(self.norm(x)))
 
 
 def bar_edges(z: Array, bars: int) -> Array:
