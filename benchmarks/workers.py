@@ -244,14 +244,15 @@ def stored(megabytes: float) -> float:
     import re
     import threading
 
+    import ray
     from ray._private.internal_api import memory_summary
 
-    over, most = threading.Event(), 0.0
+    over, most, address = threading.Event(), 0.0, ray.get_runtime_context().gcs_address
 
     def watch() -> None:
         nonlocal most
         while not over.wait(0.2):
-            found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+            found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(address, stats_only=True))
             most = max(most, float(found[1]) * 2**20 if found else 0.0)
 
     watcher = threading.Thread(target=watch)

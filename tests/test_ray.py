@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tuned_loops import SEARCH, build, data, loop, run, update
 
 from autolrs import Session
+from autolrs.distributed.cluster import check_store
 from autolrs.errors import IdentityError, SettingError, StoppedError, UnfinishedError
 from autolrs.records import Issued, Trained
 from autolrs.storage import StudyStore
@@ -77,7 +78,7 @@ def test_a_worker_that_nobody_needs_any_more_is_given_back(tmp_path: Path) -> No
         try:
             for batch in session.batches(loader):
                 if not session.is_probe and session.step == 100:
-                    ray.get(ray.remote(os.getpid).options(num_cpus=1).remote(), timeout=30)
+                    ray.get(ray.remote(lambda: 1).options(num_cpus=1).remote(), timeout=30)
                 session.report(update(model, optimizer, batch))
         finally:
             (tmp_path / str(os.getpid())).touch()
@@ -290,3 +291,43 @@ def test_max_seconds_stops_resumable_and_the_run_goes_on_to_the_same_end(tmp_pat
     study = run_on_ray(tmp_path / "ray", **settings)
     assert story(study) == story(run(tmp_path / "serial", **settings))
     assert study.cost.lost_steps == 0
+
+
+# Before anything is paid
+
+
+@pytest.mark.parametrize(
+    ("workers", "resources", "message"),
+    [
+        (3, {"CPU": 1}, r"3 workers with CPU 1 each can never run here: there is room for 2 \(CPU 2\)"),
+        (
+            1,
+            {"CPU": 1, "GPU": 1},
+            r"1 workers with CPU 1, GPU 1 each can never run here: there is room for 0 \(CPU 2, G",
+        ),
+        (1, {"CPU": 1, "tpu": 0.5}, r"room for 0 \(CPU 2, tpu 0\). Ask for fewer workers or fewer resources"),
+    ],
+)
+def test_what_can_never_be_given_is_refused_at_once(
+    workers: int, resources: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        run_on_ray(tmp_path, workers=workers, resources_per_worker=resources)
+
+
+def test_a_state_that_the_object_store_cannot_hold_is_refused() -> None:
+    with pytest.raises(
+        SettingError, match=r"has 1,000,000.0 MB, of which Ray's object store must hold 2.2 copies, but"
+    ):
+        check_store(10**12)
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    code = (
+        "import autolrs\nfrom autolrs.distributed.cluster import RayExecutor\n"
+        "autolrs.tune(print, steps=1, executor=RayExecutor(address='127.0.0.1:1'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "SettingError: cannot connect to Ray at '127.0.0.1:1'" in done.stderr

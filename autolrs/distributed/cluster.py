@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ def connected(executor: RayExecutor) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         address = executor.address or os.environ.get("RAY_ADDRESS") or "local"
+        _check_reachable(address)
         options = {"include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address=address, logging_level=logging.ERROR, **options)
@@ -111,6 +113,24 @@ def connected(executor: RayExecutor) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Whether somebody listens at HOST:PORT: Ray itself tries for minutes.
+
+    Raises:
+        SettingError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise SettingError(
+            f"cannot connect to Ray at {address!r}: {error}. Does the cluster run (`ray status` there), and is the "
+            "port open to here?"
+        ) from error
 
 
 def preflight(executor: RayExecutor) -> None:

@@ -37,6 +37,9 @@ MAX_BACK_OFF: Final = 30.0
 FAREWELL: Final = 5.0
 """Seconds that workers get to leave in good order."""
 
+HAND_OVER_MS: Final = 2.5
+"""Milliseconds that a worker takes for each megabyte of a state that it is handed (docs/workers.md)."""
+
 Key = tuple[int, int]
 """Of a kept state: its step, and how many roll-backs came before it."""
 
@@ -232,9 +235,8 @@ class Crew:
     def _hear(self, member: Member, report: Report) -> Ended | None:
         """Store what a worker did: the checkpoint first, then what it led to."""
         self._deaths.pop(_named(member.task), None)
-        data = None
+        data, member.brought = member.brought, None
         if report.step is not None:
-            data = member.state()
             self._director.save(report.step, Encoded(memoryview(data)))
         if report.final:
             self._director.keep_final()
@@ -242,7 +244,7 @@ class Crew:
             self._happened(member, event)
         if data is not None:
             if self._state is None:
-                check_store(len(data))
+                self._check_size(len(data))
             self._state = _State(_key(self._director.record), member.blob, data)
         if not (report.ended or isinstance(member.task, Probe)):
             member.at = _key(self._director.record) if member.task is not None else member.at
@@ -344,7 +346,16 @@ class Crew:
 
         ref = ray.put(np.frombuffer(data, np.uint8))
         self._state = _State(_key(self._director.record), ref, ray.get(ref))
-        check_store(len(data))
+        self._check_size(len(data))
+
+    def _check_size(self, size: int) -> None:
+        check_store(size)
+        megabytes = size / 1e6
+        log.info(
+            "the training state has %.1f MB: a worker takes it over, once a stage, in about %.0f ms",
+            megabytes,
+            HAND_OVER_MS * megabytes,
+        )
 
     def _stop_if_asked(self) -> None:
         """On the first call after `halt`: have the lead save; then leave as soon as it has."""

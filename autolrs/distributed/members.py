@@ -25,6 +25,7 @@ class Member:
     Attributes:
         seen: events that it knows.
         talk: its next report, and `blob` the state that comes with it, as Ray references.
+        brought: the state that came with its last report, as a window on the object store.
         at: key of the kept state that it holds; None: none of this run's.
         task: what it carries out; None: it begins, or waits for an order.
         idle: it waits for an order.
@@ -39,6 +40,7 @@ class Member:
     seen: int
     talk: Any = None
     blob: Any = None
+    brought: Any = None
     at: tuple[int, int] | None = None
     task: Instruction | None = None
     idle: bool = False
@@ -63,18 +65,13 @@ class Member:
             self.send(Order(None))
 
     def heard(self) -> Report:
-        """The report that is there."""
+        """The report that is there; its state, if one comes with it, is then in `brought`."""
         import ray
 
         report: Report = ray.get(self.talk)
+        self.brought = ray.get(self.blob) if report.step is not None else None
         self.moved = time.monotonic()
         return report
-
-    def state(self) -> Any:
-        """The state that came with the report, as a window on the object store."""
-        import ray
-
-        return ray.get(self.blob)
 
     def rest(self) -> None:
         """It has reported, and waits for an order."""
