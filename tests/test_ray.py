@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -61,9 +62,32 @@ def test_two_workers_run_twice_are_equal_bit_for_bit(tmp_path: Path) -> None:
     first, second = (run_on_ray(tmp_path / name, workers=2, **HORIZON) for name in "ab")
     assert story(first) == story(second)
     assert first.exact
+
+
+def meeting(folder: Path) -> Any:
+    """A loop whose probes go on only when two workers have begun one."""
+
+    def train(session: Session) -> None:
+        model, optimizer, loader = build()
+        session.track(model=model, optimizer=optimizer)
+        for batch in session.batches(loader):
+            if session.is_probe:
+                (folder / str(os.getpid())).touch()
+                deadline = time.monotonic() + 120
+                while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            session.report(update(model, optimizer, batch))
+
+    return train
+
+
+def test_two_workers_probe_at_once(tmp_path: Path) -> None:
+    (tmp_path / "met").mkdir()
+    run_on_ray(tmp_path / "a", meeting(tmp_path / "met"), workers=2)
+    assert len(list((tmp_path / "met").iterdir())) == 2
     with StudyStore.open("run", storage=tmp_path / "a", readonly=True) as store:
         events = [type(event).__name__ for event in store.events()]
-    assert any(pair == ("Issued", "Issued") for pair in pairwise(events)), "two at once"
+    assert any(pair == ("Issued", "Issued") for pair in pairwise(events))
 
 
 @pytest.mark.slow
