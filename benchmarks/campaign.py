@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
+from benchmarks.compare import or_inf
 from benchmarks.methods import Method, Settings
 from benchmarks.rows import RUNS, Row, append, read, settings_key
 from benchmarks.tasks import Task
@@ -77,10 +78,6 @@ def run_all(
             f"{len(mine) - 1} known to be left",
             flush=True,
         )
-
-
-def or_inf(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf
 
 
 def _number(run: Run) -> int:

@@ -60,7 +60,7 @@ def best_line(rows: Iterable[Row], task: str, methods: Iterable[str]) -> Line | 
     common = set.intersection(*({row.seed for row in line.rows} for line in lines)) if lines else set()
 
     def validation(line: Line) -> float:
-        return _or_inf(fmean([row.validation_loss for row in line.rows if row.seed in common] or [math.nan]))
+        return or_inf(fmean([row.validation_loss for row in line.rows if row.seed in common] or [math.nan]))
 
     return min(lines, key=validation, default=None)
 
@@ -75,7 +75,7 @@ def line_of(rows: Iterable[Row], task: str, method: str) -> Line | None:
         return None
     most = max(map(len, groups.values()))
     full = [group for group in groups.values() if len(group) == most]
-    best = min(full, key=lambda group: _or_inf(fmean(row.validation_loss for row in group)))
+    best = min(full, key=lambda group: or_inf(fmean(row.validation_loss for row in group)))
     return Line(method, tuple(sorted(best, key=lambda row: row.seed)), len(groups))
 
 
@@ -111,5 +111,6 @@ def _interval(logs: Sequence[float]) -> Ratio:
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
 
 
-def _or_inf(value: float) -> float:
+def or_inf(value: float) -> float:
+    """A loss to be sorted by: one that is not finite comes last."""
     return value if math.isfinite(value) else math.inf

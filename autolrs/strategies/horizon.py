@@ -12,8 +12,8 @@ says of the momentum what a long one does (docs/choices.md), unlike of rates for
 
 A run R steps long wants a lower rate than a miniature of m steps: the best rate falls as length^-gamma. Gamma is about
 0.32 for language models (Bjorck et al. 2024, arXiv 2409.19913, sec. 3) and less, or nothing, where a network has
-normalisation and weight decay; 0.25 did best over the tasks it was chosen on (docs/choices.md). So a candidate eta for
-the run is tried at eta (R/m)^gamma.
+normalisation and weight decay; 0.25 lies between, and did as well as 0.32 where both were tried (docs/choices.md). So a
+candidate eta for the run is tried at eta (R/m)^gamma.
 """
 
 from __future__ import annotations
