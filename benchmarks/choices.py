@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from autolrs.space import SearchSpace
-from benchmarks import lengths, momentum, multipliers
+from benchmarks import lengths, momentum, multipliers, shapes
 from benchmarks.rows import RESULTS, Row, append, read
 from benchmarks.tasks import EXAMPLES, TASKS
 from benchmarks.tuned import run
@@ -85,6 +85,8 @@ def write(rows: list[Row], path: Path = DOCUMENT) -> None:
         *multipliers.section(),
         "",
         *momentum.section(),
+        "",
+        *shapes.section(),
     ]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))

@@ -67,6 +67,12 @@ def _search(name: str, task: Task, settings: dict[str, Any], seed: int) -> Row:
     return run_optuna(name, task, settings, seed)
 
 
+def _population(name: str, task: Task, settings: dict[str, Any], seed: int) -> Row:
+    from benchmarks.populations import run_population
+
+    return run_population(name, task, settings, seed)
+
+
 def _ours(strategy: str, task: Task, settings: dict[str, Any], seed: int) -> Row:
     from benchmarks.tuned import run
 
@@ -79,6 +85,13 @@ def _with_momentum(task: Task, settings: dict[str, Any], seed: int) -> Row:
 
     space = replace(SearchSpace.load(task.space), momentum=(0.8,))
     return run(task, "horizon", seed, label="horizon-momentum", space=space, **settings)
+
+
+def _shorter(task: Task, settings: dict[str, Any], seed: int) -> Row:
+    """`horizon` in so many steps fewer that they and its whole search budget are the steps of one run."""
+    from benchmarks.tuned import run
+
+    return run(task, "horizon", seed, label="horizon-short", share=0.76, **settings)
 
 
 def _each_rate(task: Task) -> list[Settings]:
@@ -107,7 +120,9 @@ METHODS: Final = {
         *(Method(name, "rule", partial(_rivals, name), _each_rate) for name in ("plateau", "greedy", "hypergradient")),
         Method("range-test", "search", partial(_rivals, "range-test"), _once),
         *(Method(name, "search", partial(_search, name), _each_count) for name in ("optuna-tpe", "optuna-gp")),
+        *(Method(name, "search", partial(_population, name), _once) for name in ("pbt", "pb2", "asha")),
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
+        Method("horizon-short", "ours", _shorter, _once),
         Method("horizon-momentum", "ours", _with_momentum, _once),
         Method("autolrs", "ours", partial(_ours, "autolrs"), _once),
     )

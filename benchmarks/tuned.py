@@ -13,13 +13,21 @@ from benchmarks.tasks import Task
 
 
 def run(
-    task: Task, strategy: str, seed: int, *, label: str = "", space: str | SearchSpace = "", **options: object
+    task: Task,
+    strategy: str,
+    seed: int,
+    *,
+    label: str = "",
+    space: str | SearchSpace = "",
+    share: float = 1.0,
+    **options: object,
 ) -> Row:
     """Tune the task once; `autolrs.tune` seeds as `seed_all` does. A run that no rate trains has the losses NaN.
 
     Args:
         label: the row's method; "": the strategy's name.
         space: instead of the task's own.
+        share: steps to keep, over the task's.
         options: of the strategy.
     """
     task.load()
@@ -27,7 +35,7 @@ def run(
         start = time.perf_counter()
         study = autolrs.tune(
             task.train,
-            steps=task.steps,
+            steps=round(share * task.steps),
             space=space or task.space,
             strategy=strategy,
             options=options,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autolrs.schedules import Schedule
-from benchmarks import lengths, momentum, multipliers
+from benchmarks import lengths, momentum, multipliers, shapes
 from benchmarks.csvrows import append, read
 from benchmarks.plain import PlainSession, train
 from benchmarks.tasks import Task, half_decades
@@ -92,3 +92,23 @@ def test_the_optimum_of_a_parabola_is_its_own(best: float, curvature: float, awa
     assert lengths.regret(response, 10 ** (best + away)) == pytest.approx(
         math.expm1(curvature * away**2), rel=1e-5, abs=1e-9
     )
+
+
+def test_shapes_are_compared_at_their_best_rates_and_only_where_all_were_run() -> None:
+    rows = [
+        shapes.Row("mnist_cnn", 0.04, shape, factor, seed, loss)
+        for seed in (10, 11)
+        for shape, losses in (("wsd", (2.0, 1.0, 3.0)), ("linear", (1.3, 1.1, 1.2)))
+        for factor, loss in zip(shapes.SHORT[shape], losses, strict=True)
+    ]
+    assert shapes.changes(rows, "mnist_cnn", 0.04, "linear") == pytest.approx([0.1, 0.1])
+    assert shapes.changes(rows[:-1], "mnist_cnn", 0.04, "linear") == pytest.approx([0.1])
+    assert shapes.changes(rows, "mnist_cnn", 0.04, "rex") == []
+    assert shapes.changes(rows, "char_gpt", 0.04, "linear") == []
+
+
+def test_every_shape_is_run_at_its_rates_with_the_tasks_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.BEST, "tiny", (0.1,) * len(shapes.SHARES))  # type: ignore[arg-type]
+    made = shapes.run(TASK, 1.0, "linear", 2.0, 3)
+    schedule = Schedule.build("linear", rate=0.2, steps=TASK.steps, warmup=TASK.warmup)
+    assert made.validation_loss == train(TASK, PlainSession(TASK.steps, schedule), 3)[0]
