@@ -45,6 +45,7 @@ def simulated(session: autolrs.Session) -> float:
     scales = torch.logspace(-2, 0, 20)
     optimizer = torch.optim.SGD([weights], lr=0.1)
     session.track(weights=weights, optimizer=optimizer)
+    assemble(Path(session.args["meet"]), session.args["workers"])
     for _ in session.batches([0] * 1000):
         time.sleep(session.args["seconds"])
         loss = (scales * (weights + 0.5 * torch.randn(20)).square()).sum()
@@ -53,6 +54,13 @@ def simulated(session: autolrs.Session) -> float:
         optimizer.step()
         session.report(loss)
     return float((scales * weights.detach().square()).sum())
+
+
+def assemble(folder: Path, workers: int) -> None:
+    """Wait until all workers' processes have come here: how long they take to begin is not what is measured."""
+    folder.joinpath(str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < workers:
+        time.sleep(0.02)
 
 
 @dataclass
@@ -87,14 +95,14 @@ def ray_with_room(**settings: Any) -> Iterator[None]:
 
 def tuned(clock: Clock, workers: int, **settings: Any) -> autolrs.Study:
     """A run of `simulated` in a folder of its own."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, TemporaryDirectory() as meet:
         given = {"steps": STEPS, "executor": "ray", "workers": workers, "resources_per_worker": {"CPU": CPUS}}
         return autolrs.tune(
             simulated,
             storage=folder,
             space="sgd",
             callbacks=[clock],
-            args={"seconds": STEP_SECONDS},
+            args={"seconds": STEP_SECONDS, "meet": meet, "workers": workers},
             **{**given, **settings},
         )
 

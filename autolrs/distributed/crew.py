@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Final
 
 from autolrs.codec import Encoded, encode
@@ -24,6 +23,7 @@ from autolrs.distributed.messages import Ended, Order, Report, Setup, Want
 from autolrs.distributed.shipping import Shipped, pack, unpack_error
 from autolrs.errors import IdentityError, StoppedError
 from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, Record, Started, Train, Wait
+from autolrs.samplers import warm_up
 from autolrs.storage import StudyStore
 
 log = logging.getLogger("autolrs")
@@ -101,7 +101,8 @@ class Crew:
         now = time.monotonic()
         self._vacancies = [(now, number) for number in range(self._executor.workers)]
         self._hire()
-        import_module("autolrs.surrogates")  # seconds, which the workers need to begin, too
+        with _one_thread():
+            warm_up()  # while the workers begin
         while True:
             self._hire()
             self._dispatch()
@@ -293,7 +294,8 @@ class Crew:
             if len(in_flight) < len(tasks):  # the kept run is under way
                 self._give_back(idle)
                 return
-            instruction = self._director.next(in_flight=in_flight, batch=self._executor.batch)
+            with _one_thread():
+                instruction = self._director.next(in_flight=in_flight, batch=self._executor.batch)
             if isinstance(instruction, Wait):
                 return
             member = self._who(instruction, idle)
@@ -366,6 +368,20 @@ class Crew:
             raise stopped(self._director.record, self._halted)
         for member in training:
             member.halt(self._halted)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Decide on one core: the matrices are small, and where workers keep the others busy, several threads wait for
+    each other ten times longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _key(record: Record) -> Key:
