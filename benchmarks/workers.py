@@ -295,7 +295,7 @@ def tune_per_probe(megabytes: float, probes: int) -> float:
         def setup(self, config: dict[str, Any]) -> None:
             self.model = Ballast(megabytes)
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
-            self.tree = decode(ray.get(state))
+            self.tree = decode(ray.get(state), alias=True)
 
         def reset_config(self, config: dict[str, Any]) -> bool:
             return True
@@ -336,7 +336,7 @@ def broadcast(megabytes: float, workers: int) -> float:
             self.tracked = track("model", Ballast(megabytes))
 
         def restore(self, data: Any) -> None:
-            self.tracked.restore(decode(memoryview(data)))
+            self.tracked.restore(decode(memoryview(data), alias=True))
 
     data = np.frombuffer(encode(track("model", Ballast(megabytes)).capture()), np.uint8)
     restorers = [Restorer.remote() for _ in range(workers)]
