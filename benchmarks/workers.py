@@ -12,7 +12,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,6 +30,7 @@ from autolrs.records import Decide, Forecast, Open, Probe, Probed, Record, Wait
 from autolrs.schedules import base_pieces
 from autolrs.snapshot import seed_everything, track
 from autolrs.strategies.common import lost_in_crash
+from benchmarks import idle
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "workers.md"
 STEP_SECONDS: Final = 0.02
@@ -107,7 +108,7 @@ def tuned(clock: Clock, workers: int, **settings: Any) -> autolrs.Study:
         )
 
 
-def scaling() -> str:
+def scaling(deterministic: bool) -> str:
     """A table of wall-clock and search efficiency by number of workers."""
     lines = [
         "| workers | probes | search [s] | bound, ceil(P/W) probes [s] | efficiency | run [s] | of plain training |",
@@ -118,19 +119,17 @@ def scaling() -> str:
         tuned(clock, 1, search_budget=0)
         plain = clock.last("Finished") - clock.first("Opened")
         lines.append(f"| 1, no search | 0 | | | | {plain:.1f} | 1 |")
-        for deterministic in (True, False):
-            for workers in WORKERS if deterministic else WORKERS[1:]:
-                clock = Clock()
-                study = tuned(clock, workers, deterministic=deterministic)
-                (stage,) = study.stages
-                search = clock.first("Decided") - clock.first("Opened")
-                whole = clock.last("Finished") - clock.first("Opened")
-                bound = ideal([trial.steps for trial in stage.trials], workers) * STEP_SECONDS
-                how = "" if deterministic else ", asynchronous"
-                lines.append(
-                    f"| {workers}{how} | {len(stage.trials)} | {search:.2f} | {bound:.2f} | {bound / search:.2f} "
-                    f"| {whole:.1f} | {whole / plain:.3f} |"
-                )
+        for workers in WORKERS if deterministic else WORKERS[1:]:
+            clock = Clock()
+            study = tuned(clock, workers, deterministic=deterministic)
+            (stage,) = study.stages
+            search = clock.first("Decided") - clock.first("Opened")
+            whole = clock.last("Finished") - clock.first("Opened")
+            bound = ideal([trial.steps for trial in stage.trials], workers) * STEP_SECONDS
+            lines.append(
+                f"| {workers} | {len(stage.trials)} | {search:.2f} | {bound:.2f} | {bound / search:.2f} "
+                f"| {whole:.1f} | {whole / plain:.3f} |"
+            )
     return "\n".join(lines)
 
 
@@ -373,17 +372,46 @@ def overheads() -> str:
     return "\n".join(lines)
 
 
-def write() -> None:
+SECTIONS: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
+    "scaling": (
+        "By number of workers",
+        f"`horizon`, {STEPS:,} steps of {STEP_SECONDS * 1e3:.0f} ms each (asleep), at its own budget of 0.3, in "
+        "batches\n(`deterministic=True`). How long processes take to begin is not counted. The bound lets a batch cost "
+        "what its longest\nprobe does.",
+        lambda: scaling(deterministic=True),
+    ),
+    "asynchronous": (
+        "The same without waiting for each other",
+        "`deterministic=False`.",
+        lambda: scaling(deterministic=False),
+    ),
+    "batching": (
+        "What proposing in batches costs",
+        "The final loss of the run that `horizon` chose on 60 closed-form problems whose best rates lie up to four "
+        "decades apart.",
+        batching,
+    ),
+    "idle": (
+        "What idle workers could do while the kept run trains",
+        "`horizon` on four workers, 60 closed-form problems; and, for racing, searches on recorded miniatures whose "
+        "candidates'\nwhole runs were recorded too (`benchmarks/results/lengths.csv`, three tasks).",
+        idle.table,
+    ),
+    "overheads": ("Overheads", "Probes of one step, so that nothing but the overhead is left.", overheads),
+}
+"""By name: title, what it is, what makes its table."""
+
+
+def write(names: Sequence[str] = ()) -> None:
+    """Measure those sections again, or all; the others stay as they are."""
     seed_everything(0)
-    DOCUMENT.write_text(
-        "# Several workers: what they bring and cost\n\n"
-        f"Written by `python -m benchmarks workers` (torch {torch.__version__}, {os.cpu_count()} cores shared with "
-        "other work); edit\nnothing here by hand.\n\n"
-        f"`horizon`, {STEPS:,} steps of {STEP_SECONDS * 1e3:.0f} ms each (asleep), at its own budget of 0.3. How long "
-        "processes take to begin is\nnot counted. The bound lets a batch cost what its longest probe does.\n\n"
-        f"{scaling()}\n\n"
-        "What proposing in batches costs: the final loss of the run that `horizon` chose on 60 closed-form problems "
-        "whose\nbest rates lie up to four decades apart.\n\n"
-        f"{batching()}\n\n{overheads()}\n",
-        encoding="utf-8",
-    )
+    text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
+    parts = ["# Several workers: what they bring and cost\n\nWritten by `python -m benchmarks workers`"]
+    parts[0] += f" (torch {torch.__version__}, {os.cpu_count()} cores shared with other\nwork). "
+    parts[0] += "Edit nothing here by hand.\n"
+    for name, (title, what, table) in SECTIONS.items():
+        old = text.partition(f"## {title}\n")[2].partition("\n## ")[0].strip()
+        body = f"{what}\n\n{table()}" if name in names or not names else old
+        if body:
+            parts.append(f"## {title}\n\n{body}\n")
+    DOCUMENT.write_text("\n".join(parts), encoding="utf-8")
