@@ -397,7 +397,13 @@ SECTIONS: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
         "candidates'\nwhole runs were recorded too (`benchmarks/results/lengths.csv`, three tasks).",
         idle.table,
     ),
-    "overheads": ("Overheads", "Probes of one step, so that nothing but the overhead is left.", overheads),
+    "overheads": (
+        "Overheads",
+        "Probes of one step, so that nothing but the overhead is left: snapshot, events stored before and after, one "
+        "exchange with the\ndriver. What Ray adds to it is the difference to the serial run. A trial of Ray Tune "
+        "restores the same state and makes the\nsame step, in one actor that is used again.",
+        overheads,
+    ),
 }
 """By name: title, what it is, what makes its table."""
 
