@@ -16,6 +16,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,8 +146,14 @@ def load(path: Path, *, allow_pickle: bool = False) -> Any:
         return _decode(node, tensors, allow_pickle, str(path))
 
 
-def decode(data: Bytes, *, allow_pickle: bool = False, place: str = "a checkpoint in memory") -> Any:
+def decode(
+    data: Bytes, *, allow_pickle: bool = False, alias: bool = False, place: str = "a checkpoint in memory"
+) -> Any:
     """The tree of `encode`'s bytes. Nothing in it aliases `data`, which other processes may read at the same time.
+
+    Args:
+        alias: tensors are windows on `data` instead, and keep it: for one who only copies from them. Writing to one
+            changes `data`, or ends the process where its memory is read-only.
 
     Raises:
         CheckpointError: see `load`.
@@ -161,10 +168,22 @@ def decode(data: Bytes, *, allow_pickle: bool = False, place: str = "a checkpoin
         tensors = {}
         for name, entry in header.items():
             start, stop = (begin + offset for offset in entry["data_offsets"])
-            buffer = torch.empty(stop - start, dtype=torch.uint8)
-            buffer.numpy()[:] = view[start:stop]
+            buffer = _window(view[start:stop]) if alias else torch.empty(stop - start, dtype=torch.uint8)
+            if not alias:
+                buffer.numpy()[:] = view[start:stop]
             tensors[name] = buffer.view(_attribute(_NAMES[entry["dtype"]], torch.dtype)).reshape(entry["shape"])
         return _decode(node, tensors, allow_pickle, place)
+
+
+def _window(view: memoryview) -> torch.Tensor:
+    """`view` as a tensor, without a copy."""
+    import torch
+
+    if not len(view):
+        return torch.empty(0, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def _decode(node: Any, tensors: Mapping[str, torch.Tensor], allow_pickle: bool, place: str) -> Any:

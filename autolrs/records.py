@@ -243,6 +243,13 @@ class Record:
         return sum(part.stop - part.start for part in self.kept if part.adopted)
 
     @property
+    def started(self) -> Started | None:
+        """What the loop began with; None: it has not begun."""
+        if self.own_rate is None:
+            return None
+        return Started(self.own_rate, self.ratios, self.validates, self.own_momentum, self.sums_gradients)
+
+    @property
     def stage(self) -> Stage | None:
         return self.stages[-1] if self.stages else None
 

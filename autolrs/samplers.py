@@ -75,7 +75,8 @@ class GPSampler:
     """Proposes rates by a Gaussian process over the log-rate.
 
     A search without a past starts in the middle of the bounds, goes down if the loss clearly rose and else up, and
-    then follows the acquisition. A later stage starts at the best rate of the stage before.
+    then follows the acquisition. Proposals made before anything has ended (several workers) spread to both sides of the
+    start instead. A later stage starts at the best rate of the stage before.
     A proposal depends on nothing but the arguments and touches no global generator; the order of the observations
     does not matter, nor do the units of loss and rate.
 
@@ -122,7 +123,11 @@ class GPSampler:
         if not here:
             start = self._last_best(observations, bounds) or first
             return _rate(0.5, bounds) if start is None else _clip(start, bounds)
-        x = _opening(points) if len(here) == len(points) else None
+        x = None
+        if all(point.pending for point in points):
+            x = _spread(points, 0.5 if first is None else _unit(_clip(first, bounds), bounds))
+        elif len(here) == len(points):
+            x = _opening(points)
         if x is None:
             import torch
 
@@ -239,6 +244,14 @@ class GPSampler:
         return float(grid[np.argmax(scores >= scores.max() - tie)])
 
 
+def warm_up() -> None:
+    """Take the time that a first proposal in a process needs (imports, for the most part) before it is asked for."""
+    told = [Observation(rate, value, 0.01, 0, 1.0) for rate, value in ((0.03, 0.5), (0.1, 0.3), (0.3, 0.7))]
+    sampler, bounds = GPSampler(), (1e-3, 1.0)
+    sampler.propose(told, bounds=bounds, stage=0, number=len(told), seed=0)
+    sampler.optimum(told, bounds=bounds, stage=0)
+
+
 def _tried(observations: Sequence[Observation], stage: int) -> list[int]:
     tried = [index for index, trial in enumerate(observations) if trial.stage == stage and _finished(trial)]
     if not tried:
@@ -286,6 +299,17 @@ def _opening(here: Sequence[_Point]) -> float | None:
         x = best.x + 0.5 * (best.x - other.x)
     x = min(max(x, 0.0), 1.0)
     return x if all(abs(x - point.x) >= APART for point in here) else None
+
+
+def _spread(here: Sequence[_Point], start: float) -> float | None:
+    """x of a proposal of which nothing can be known, because no probe has ended; None: no room is left.
+
+    Steps of `STRIDE` up and down from the start in turn, as far as the bounds go; then half-way between those.
+    """
+    reach = range(1, math.ceil(1 / STRIDE) + 1)
+    offsets = (sign * (step - shift) for shift in (0.0, 0.5) for step in reach for sign in (1, -1))
+    free = (x for offset in offsets if 0 <= (x := start + offset * STRIDE) <= 1)
+    return next((x for x in free if all(abs(x - point.x) >= APART for point in here)), None)
 
 
 def _points(observations: Sequence[Observation], bounds: Bounds) -> list[_Point]:

@@ -45,11 +45,12 @@ def main() -> None:
         "multipliers",
         "shapes",
         "performance",
-        "workers",
         "laws",
         "siblings",
     ):
         commands.add_parser(name)
+    workers = commands.add_parser("workers")
+    workers.add_argument("sections", nargs="*", metavar="SECTION", help="measure only these again; default: all")
     curves = commands.add_parser("curves")
     curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
     curves.add_argument("--most", type=int, default=40, help="windows of each source, kind and share")
@@ -76,9 +77,9 @@ def main() -> None:
 
             performance.write()
         case "workers":
-            from benchmarks import workers
+            from benchmarks.workers import write
 
-            workers.write()
+            write(given.sections)
         case "laws":
             from benchmarks import laws
 

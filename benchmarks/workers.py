@@ -12,7 +12,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,6 +30,7 @@ from autolrs.records import Decide, Forecast, Open, Probe, Probed, Record, Wait
 from autolrs.schedules import base_pieces
 from autolrs.snapshot import seed_everything, track
 from autolrs.strategies.common import lost_in_crash
+from benchmarks import idle
 
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "workers.md"
 STEP_SECONDS: Final = 0.02
@@ -45,6 +46,7 @@ def simulated(session: autolrs.Session) -> float:
     scales = torch.logspace(-2, 0, 20)
     optimizer = torch.optim.SGD([weights], lr=0.1)
     session.track(weights=weights, optimizer=optimizer)
+    assemble(Path(session.args["meet"]), session.args["workers"])
     for _ in session.batches([0] * 1000):
         time.sleep(session.args["seconds"])
         loss = (scales * (weights + 0.5 * torch.randn(20)).square()).sum()
@@ -53,6 +55,13 @@ def simulated(session: autolrs.Session) -> float:
         optimizer.step()
         session.report(loss)
     return float((scales * weights.detach().square()).sum())
+
+
+def assemble(folder: Path, workers: int) -> None:
+    """Wait until all workers' processes have come here: how long they take to begin is not what is measured."""
+    folder.joinpath(str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < workers:
+        time.sleep(0.02)
 
 
 @dataclass
@@ -87,19 +96,19 @@ def ray_with_room(**settings: Any) -> Iterator[None]:
 
 def tuned(clock: Clock, workers: int, **settings: Any) -> autolrs.Study:
     """A run of `simulated` in a folder of its own."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, TemporaryDirectory() as meet:
         given = {"steps": STEPS, "executor": "ray", "workers": workers, "resources_per_worker": {"CPU": CPUS}}
         return autolrs.tune(
             simulated,
             storage=folder,
             space="sgd",
             callbacks=[clock],
-            args={"seconds": STEP_SECONDS},
+            args={"seconds": STEP_SECONDS, "meet": meet, "workers": workers},
             **{**given, **settings},
         )
 
 
-def scaling() -> str:
+def scaling(deterministic: bool) -> str:
     """A table of wall-clock and search efficiency by number of workers."""
     lines = [
         "| workers | probes | search [s] | bound, ceil(P/W) probes [s] | efficiency | run [s] | of plain training |",
@@ -110,19 +119,17 @@ def scaling() -> str:
         tuned(clock, 1, search_budget=0)
         plain = clock.last("Finished") - clock.first("Opened")
         lines.append(f"| 1, no search | 0 | | | | {plain:.1f} | 1 |")
-        for deterministic in (True, False):
-            for workers in WORKERS if deterministic else WORKERS[1:]:
-                clock = Clock()
-                study = tuned(clock, workers, deterministic=deterministic)
-                (stage,) = study.stages
-                search = clock.first("Decided") - clock.first("Opened")
-                whole = clock.last("Finished") - clock.first("Opened")
-                bound = ideal([trial.steps for trial in stage.trials], workers) * STEP_SECONDS
-                how = "" if deterministic else ", asynchronous"
-                lines.append(
-                    f"| {workers}{how} | {len(stage.trials)} | {search:.2f} | {bound:.2f} | {bound / search:.2f} "
-                    f"| {whole:.1f} | {whole / plain:.3f} |"
-                )
+        for workers in WORKERS if deterministic else WORKERS[1:]:
+            clock = Clock()
+            study = tuned(clock, workers, deterministic=deterministic)
+            (stage,) = study.stages
+            search = clock.first("Decided") - clock.first("Opened")
+            whole = clock.last("Finished") - clock.first("Opened")
+            bound = ideal([trial.steps for trial in stage.trials], workers) * STEP_SECONDS
+            lines.append(
+                f"| {workers} | {len(stage.trials)} | {search:.2f} | {bound:.2f} | {bound / search:.2f} "
+                f"| {whole:.1f} | {whole / plain:.3f} |"
+            )
     return "\n".join(lines)
 
 
@@ -287,7 +294,7 @@ def tune_per_probe(megabytes: float, probes: int) -> float:
         def setup(self, config: dict[str, Any]) -> None:
             self.model = Ballast(megabytes)
             self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
-            self.tree = decode(ray.get(state))
+            self.tree = decode(ray.get(state), alias=True)
 
         def reset_config(self, config: dict[str, Any]) -> bool:
             return True
@@ -328,7 +335,7 @@ def broadcast(megabytes: float, workers: int) -> float:
             self.tracked = track("model", Ballast(megabytes))
 
         def restore(self, data: Any) -> None:
-            self.tracked.restore(decode(memoryview(data)))
+            self.tracked.restore(decode(memoryview(data), alias=True))
 
     data = np.frombuffer(encode(track("model", Ballast(megabytes)).capture()), np.uint8)
     restorers = [Restorer.remote() for _ in range(workers)]
@@ -365,17 +372,52 @@ def overheads() -> str:
     return "\n".join(lines)
 
 
-def write() -> None:
+SECTIONS: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
+    "scaling": (
+        "By number of workers",
+        f"`horizon`, {STEPS:,} steps of {STEP_SECONDS * 1e3:.0f} ms each (asleep), at its own budget of 0.3, in "
+        "batches\n(`deterministic=True`). How long processes take to begin is not counted. The bound lets a batch cost "
+        "what its longest\nprobe does.",
+        lambda: scaling(deterministic=True),
+    ),
+    "asynchronous": (
+        "The same without waiting for each other",
+        "`deterministic=False`.",
+        lambda: scaling(deterministic=False),
+    ),
+    "batching": (
+        "What proposing in batches costs",
+        "The final loss of the run that `horizon` chose on 60 closed-form problems whose best rates lie up to four "
+        "decades apart.",
+        batching,
+    ),
+    "idle": (
+        "What idle workers could do while the kept run trains",
+        "`horizon` on four workers, 60 closed-form problems; and, for racing, searches on recorded miniatures whose "
+        "candidates'\nwhole runs were recorded too (`benchmarks/results/lengths.csv`, three tasks).",
+        idle.table,
+    ),
+    "overheads": (
+        "Overheads",
+        "Probes of one step, so that nothing but the overhead is left: snapshot, events stored before and after, one "
+        "exchange with the\ndriver. What Ray adds to it is the difference to the serial run. A trial of Ray Tune "
+        "restores the same state and makes the\nsame step, in one actor that is used again.",
+        overheads,
+    ),
+}
+"""By name: title, what it is, what makes its table."""
+
+
+def write(names: Sequence[str] = ()) -> None:
+    """Measure those sections again, or all; the others stay as they are."""
     seed_everything(0)
-    DOCUMENT.write_text(
-        "# Several workers: what they bring and cost\n\n"
-        f"Written by `python -m benchmarks workers` (torch {torch.__version__}, {os.cpu_count()} cores shared with "
-        "other work); edit\nnothing here by hand.\n\n"
-        f"`horizon`, {STEPS:,} steps of {STEP_SECONDS * 1e3:.0f} ms each (asleep), at its own budget of 0.3. How long "
-        "processes take to begin is\nnot counted. The bound lets a batch cost what its longest probe does.\n\n"
-        f"{scaling()}\n\n"
-        "What proposing in batches costs: the final loss of the run that `horizon` chose on 60 closed-form problems "
-        "whose\nbest rates lie up to four decades apart.\n\n"
-        f"{batching()}\n\n{overheads()}\n",
-        encoding="utf-8",
-    )
+    text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
+    parts = ["# Several workers: what they bring and cost\n\nWritten by `python -m benchmarks workers`"]
+    parts[0] += f" (torch {torch.__version__}, {os.cpu_count()} cores shared with other\nwork). "
+    parts[0] += "Edit nothing here by hand.\n"
+    for name, (title, what, table) in SECTIONS.items():
+        old = text.partition(f"## {title}\n")[2].partition("\n## ")[0].strip()
+        body = f"{what}\n\n{table()}" if name in names or not names else old
+        if body:
+            parts.append(f"## {title}\n\n{body}\n")
+    DOCUMENT.write_text("\n".join(parts), encoding="utf-8")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 
-from autolrs import codec
+from autolrs import codec, snapshot
 from autolrs.errors import CheckpointError, UntrackableError
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support:UserWarning")
@@ -300,6 +300,33 @@ def test_what_is_decoded_is_no_window_on_the_bytes():
     tree["b"] += 1
     assert bytes(data) == before
     assert same(codec.decode(before), codec.decode(data))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_window_on_read_only_memory_is_restored_from_and_nothing_live_shares_it():
+    """What Ray's object store gives: to write there would end the process."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    tracked = [snapshot.track("model", model), snapshot.track("optimizer", optimizer)]
+    data = codec.encode([part.capture() for part in tracked])
+    before = bytes(data)
+    optimizer.state.clear()
+    tree = codec.decode(memoryview(data).toreadonly(), alias=True)
+    for _ in range(2):
+        for part, saved in zip(tracked, tree, strict=True):
+            part.restore(saved)
+        assert same([part.capture() for part in tracked], codec.decode(before))
+        step()
+    assert bytes(data) == before
+    data[-8:] = bytes(8)  # the last buffer's end: that the tree is a window, not a copy
+    assert not same(tree, codec.decode(before))
 
 
 def test_what_is_encoded_already_is_written_as_it_is(tmp_path):

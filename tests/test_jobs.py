@@ -87,7 +87,9 @@ def test_a_cluster_that_nobody_named_or_that_does_not_answer(tmp_path: Path, mon
 
 # Manifests
 
-RAYJOB: dict[str, Any] = {  # of KubeRay's ray.io/v1 RayJob, as far as a manifest of ours goes
+# KubeRay's ray.io/v1 RayJob as far as a manifest of ours goes: names, types and required fields as in the Go types of
+# its operator (ray-operator/apis/ray/v1), from which its CRD is generated. Anything else is refused.
+RAYJOB: dict[str, Any] = {
     "$defs": {
         "pod": {
             "type": "object",
@@ -149,7 +151,7 @@ RAYJOB: dict[str, Any] = {  # of KubeRay's ray.io/v1 RayJob, as far as a manifes
                         "rayVersion": {"type": "string"},
                         "headGroupSpec": {
                             "type": "object",
-                            "required": ["template"],
+                            "required": ["rayStartParams", "template"],
                             "properties": {
                                 "rayStartParams": {"$ref": "#/$defs/params"},
                                 "template": {"$ref": "#/$defs/pod"},
@@ -160,7 +162,7 @@ RAYJOB: dict[str, Any] = {  # of KubeRay's ray.io/v1 RayJob, as far as a manifes
                             "type": "array",
                             "items": {
                                 "type": "object",
-                                "required": ["groupName", "maxReplicas", "minReplicas", "template"],
+                                "required": ["groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"],
                                 "properties": {
                                     "groupName": {"type": "string"},
                                     "replicas": {"type": "integer"},

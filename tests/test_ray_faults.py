@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray_loops import HORIZON, local_ray, one_thread, run_on_ray, story
 from tuned_loops import loop, run, wait_for
 
 from autolrs import Session, Study, load_study
+from autolrs.distributed import members
 from autolrs.distributed.cluster import RayExecutor
 from autolrs.errors import StoppedError
 from autolrs.records import Issued, RolledBack
@@ -190,7 +192,6 @@ def cluster() -> Iterator[Cluster]:
 
 def at_work_elsewhere(marker: Path, what: Callable[[], object]) -> Any:
     """Start `what` here, in the driver, when a worker says that it is in a probe."""
-    import threading
 
     def wait() -> None:
         wait_for(marker.exists, seconds=60)
@@ -235,6 +236,43 @@ def test_a_node_is_lost(how: str, tmp_path: Path, cluster: Cluster) -> None:
     thread.join()
     assert story(study) == expected
     assert lost(tmp_path / "faulty") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_worker_that_never_came_is_asked_for_again_when_a_node_is_gone(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All nodes are taken, so the worker waits; one of them goes, and only later does another become free."""
+    monkeypatch.setattr(members, "STRANDED", 3.0)
+
+    @ray.remote(num_cpus=1)
+    class Holder:
+        def node(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    def asked_again() -> bool:
+        return "worker 0 did not come" in caplog.text
+
+    expected = story(run_on_ray(tmp_path / "whole", **HORIZON))
+    holders = [Holder.remote() for _ in range(3)]
+    taken = ray.get([holder.node.remote() for holder in holders])
+
+    def act() -> None:
+        time.sleep(5)
+        told = asked_again()
+        cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == taken[0]), allow_graceful=False)
+        wait_for(asked_again, seconds=60)
+        ray.kill(holders[1])
+        before.append(told)
+
+    before: list[bool] = []
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    study = run_on_ray(tmp_path / "late", **HORIZON)
+    thread.join()
+    assert before == [False], "as long as all nodes are there, it waits its turn"
+    assert story(study) == expected
 
 
 # Memory

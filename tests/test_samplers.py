@@ -19,7 +19,7 @@ from autolrs import samplers
 from autolrs.acquisitions import ACQUISITIONS
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.protocols import Observation, Sampler
-from autolrs.samplers import APART, SURROGATES, GPSampler
+from autolrs.samplers import APART, STRIDE, SURROGATES, GPSampler
 
 BOUNDS = (1e-5, 1e-1)
 MIDDLE = 1e-3
@@ -202,6 +202,19 @@ def test_pending_rates_count_as_tried() -> None:
             observations.append(replace(seen(propose(observations, sampler=explorer), math.nan), pending=True))
         x = sorted(x_of(observation.rate) for observation in observations[len(start) :])
         assert min(np.diff(x)) > 3 * APART
+
+
+@pytest.mark.parametrize("start", [0.5, 0.67, 0.0, 1.0])
+def test_rates_proposed_before_any_outcome_spread_to_both_sides_of_the_start(start: float) -> None:
+    observations: list[Observation] = []
+    for _ in range(6):
+        rate = propose(observations, first=rate_at(start))
+        observations.append(replace(seen(rate, math.nan), pending=True))
+    x = [x_of(observation.rate) for observation in observations]
+    assert x[0] == pytest.approx(start)
+    assert max(np.diff(sorted([0.0, 1.0, *x]))) <= STRIDE + 1e-9, "no gap that a step of the search cannot cross"
+    first = rate_at(start)
+    assert propose(observations[:3][::-1], first=first) == propose(observations[:3], first=first)
 
 
 def test_a_stage_tried_everywhere_still_gets_a_rate() -> None:

@@ -4,6 +4,7 @@ crew      the driver's loop: gives instructions, hears reports, replaces workers
 worker    the actor: a thread that runs the user's function, with a session whose director is `remote`
 remote    a director that asks the driver's
 messages  what goes between the two
+states    the kept state in Ray's object store
 shipping  the user's function as bytes
 cluster   Ray itself: connecting, and whether it has what was asked for
 """

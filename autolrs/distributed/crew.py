@@ -10,20 +10,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 from autolrs.codec import Encoded, encode
 from autolrs.director import Director, stopped
-from autolrs.distributed.cluster import RayExecutor, check_store, connected
+from autolrs.distributed.cluster import RayExecutor, connected
 from autolrs.distributed.members import Member, hire
 from autolrs.distributed.messages import Ended, Order, Report, Setup, Want
 from autolrs.distributed.shipping import Shipped, pack, unpack_error
+from autolrs.distributed.states import KeptState, key_of
 from autolrs.errors import IdentityError, StoppedError
-from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, Record, Started, Train, Wait
+from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, Started, Train, Wait
+from autolrs.samplers import warm_up
 from autolrs.storage import StudyStore
 
 log = logging.getLogger("autolrs")
@@ -36,21 +36,6 @@ replacement asked for at once may land on a node that is dying."""
 MAX_BACK_OFF: Final = 30.0
 FAREWELL: Final = 5.0
 """Seconds that workers get to leave in good order."""
-
-HAND_OVER_MS: Final = 2.5
-"""Milliseconds that a worker takes for each megabyte of a state that it is handed (docs/workers.md)."""
-
-Key = tuple[int, int]
-"""Of a kept state: its step, and how many roll-backs came before it."""
-
-
-@dataclass
-class _State:
-    """A kept state in the object store."""
-
-    key: Key
-    ref: Any
-    data: Any  # a window on it, which keeps a copy on this node
 
 
 class Crew:
@@ -77,7 +62,7 @@ class Crew:
         self._setup: Callable[[], bytes] = bytes
         self._members: list[Member] = []
         self._lead: Member | None = None
-        self._state: _State | None = None
+        self._state: KeptState | None = None
         self._deaths: Counter[object] = Counter()
         self._vacancies: list[tuple[float, int]] = []  # when to hire whom
         self._halted = ""
@@ -97,11 +82,15 @@ class Crew:
         self._exit.enter_context(connected(self._executor))
         record = self._director.record
         if record.kept_steps or record.stages:
-            self._put(encode(self._director.load(), allow_pickle=self._allow_pickle))
+            data = self._from_disk()
+            self._state = KeptState.put(key_of(self._director.record), data)
+            self._state.check_size()
+            del data
         now = time.monotonic()
         self._vacancies = [(now, number) for number in range(self._executor.workers)]
         self._hire()
-        import_module("autolrs.surrogates")  # seconds, which the workers need to begin, too
+        with _one_thread():
+            warm_up()  # while the workers begin
         while True:
             self._hire()
             self._dispatch()
@@ -135,6 +124,10 @@ class Crew:
             member.kill()
         self._members, self._state = [], None
         self._exit.close()
+
+    def _from_disk(self) -> bytearray:
+        """The last checkpoint, as bytes; if it is damaged, the record goes back to the one before."""
+        return encode(self._director.load(), allow_pickle=self._allow_pickle)
 
     # Workers come and go
 
@@ -194,6 +187,15 @@ class Crew:
         log.warning("worker %d is lost %s (%s): another takes its place in %.1f s", member.number, what, why, wait)
         self._vacancies.append((time.monotonic() + wait, member.number))
 
+    def _ask_again(self, member: Member) -> None:
+        """Ask Ray anew for a worker that never came to be; none has died."""
+        log.warning(
+            "worker %d did not come, and a node that it may have waited for is gone: asked again", member.number
+        )
+        self._members.remove(member)
+        member.kill()
+        self._vacancies.append((time.monotonic(), member.number))
+
     # Reports
 
     def _reports(self) -> list[tuple[Member, Report]]:
@@ -218,6 +220,9 @@ class Crew:
                 self._lose(member, str(e).partition("\n")[0].rstrip("."))
         for member in list(self._members):
             member.feel()
+            if member.stranded():
+                self._ask_again(member)
+                continue
             begun = member.idle or member.task is not None
             limit = self._executor.patience if begun else self._executor.startup
             if (silent := member.silent()) > limit:
@@ -243,11 +248,12 @@ class Crew:
         for event in report.events:
             self._happened(member, event)
         if data is not None:
-            if self._state is None:
-                self._check_size(len(data))
-            self._state = _State(_key(self._director.record), member.blob, data)
+            first = self._state is None
+            self._state = KeptState(key_of(self._director.record), member.blob, data)
+            if first:
+                self._state.check_size()
         if not (report.ended or isinstance(member.task, Probe)):
-            member.at = _key(self._director.record) if member.task is not None else member.at
+            member.at = key_of(self._director.record) if member.task is not None else member.at
         if report.want is Want.order:
             member.rest()
         elif report.want is Want.state:
@@ -259,10 +265,7 @@ class Crew:
     def _happened(self, member: Member, event: Event) -> None:
         """Store an event of a worker's."""
         record = self._director.record
-        if isinstance(event, Started) and record.own_rate is not None:
-            first = Started(
-                record.own_rate, record.ratios, record.validates, record.own_momentum, record.sums_gradients
-            )
+        if isinstance(event, Started) and (first := record.started) is not None:
             if event != first:
                 raise IdentityError(
                     f"worker {member.number} began with {event}, another with {first}: `train` must set up the same "
@@ -293,7 +296,8 @@ class Crew:
             if len(in_flight) < len(tasks):  # the kept run is under way
                 self._give_back(idle)
                 return
-            instruction = self._director.next(in_flight=in_flight, batch=self._executor.batch)
+            with _one_thread():
+                instruction = self._director.next(in_flight=in_flight, batch=self._executor.batch)
             if isinstance(instruction, Wait):
                 return
             member = self._who(instruction, idle)
@@ -305,7 +309,7 @@ class Crew:
             else:
                 self._lead, member.held = member, set()
             member.task = instruction
-            self._answer(member, hand_over=self._state is not None and member.at != _key(self._director.record))
+            self._answer(member, hand_over=self._state is not None and member.at != key_of(self._director.record))
 
     def _give_back(self, idle: list[Member]) -> None:
         """If no later stage can need them, let those go who wait: others on the cluster may want their resources."""
@@ -318,7 +322,7 @@ class Crew:
 
     def _who(self, instruction: Instruction, idle: list[Member]) -> Member | None:
         """Who carries it out; None: somebody who is not there yet."""
-        key = _key(self._director.record)
+        key = key_of(self._director.record)
         first = min(idle, key=lambda member: (member.at != key, member.number))
         if isinstance(instruction, Probe):
             return first
@@ -334,28 +338,10 @@ class Crew:
         state, events = None, self._store.events()
         if hand_over:
             assert self._state is not None
-            assert self._state.key == _key(self._director.record)
+            assert self._state.key == key_of(self._director.record)
             member.at, state = self._state.key, self._state.ref
         member.send(Order(member.task, events[member.seen :]), state)
         member.seen = len(events)
-
-    def _put(self, data: bytearray) -> None:
-        """Put a kept state from disk in the object store."""
-        import numpy as np
-        import ray
-
-        ref = ray.put(np.frombuffer(data, np.uint8))
-        self._state = _State(_key(self._director.record), ref, ray.get(ref))
-        self._check_size(len(data))
-
-    def _check_size(self, size: int) -> None:
-        check_store(size)
-        megabytes = size / 1e6
-        log.info(
-            "the training state has %.1f MB: a worker takes it over, once a stage, in about %.0f ms",
-            megabytes,
-            HAND_OVER_MS * megabytes,
-        )
 
     def _stop_if_asked(self) -> None:
         """On the first call after `halt`: have the lead save; then leave as soon as it has."""
@@ -368,8 +354,18 @@ class Crew:
             member.halt(self._halted)
 
 
-def _key(record: Record) -> Key:
-    return record.kept_steps, len(record.roll_backs)
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Decide on one core: the matrices are small, and where workers keep the others busy, several threads wait for
+    each other ten times longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _named(task: Instruction | None) -> str:

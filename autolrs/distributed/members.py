@@ -16,6 +16,8 @@ from autolrs.records import Instruction
 
 BEAT = 1.0
 """Seconds between two looks at how a worker is."""
+STRANDED = 30.0
+"""Seconds after which a worker that never answered is asked for again, if a node has gone since."""
 
 
 @dataclass(eq=False)
@@ -24,6 +26,7 @@ class Member:
 
     Attributes:
         seen: events that it knows.
+        nodes: those of the cluster when it was asked for.
         talk: its next report, and `blob` the state that comes with it, as Ray references.
         brought: the state that came with its last report, as a window on the object store.
         at: key of the kept state that it holds; None: none of this run's.
@@ -38,6 +41,7 @@ class Member:
     number: int
     actor: Any
     seen: int
+    nodes: frozenset[str]
     talk: Any = None
     blob: Any = None
     brought: Any = None
@@ -100,6 +104,17 @@ class Member:
         """Seconds since it last got on, or, if it waits, since it last answered."""
         return time.monotonic() - self.moved
 
+    def stranded(self) -> bool:
+        """Whether it never came to be, and a node that it may have been meant for is gone: Ray has been seen to wait
+        for ever for such a worker."""
+        return (
+            self._felt is None
+            and self.task is None
+            and not self.idle
+            and self.silent() > STRANDED
+            and not self.nodes <= _alive()
+        )
+
     def halt(self, reason: str) -> None:
         self.actor.halt.remote(reason)
 
@@ -116,6 +131,13 @@ def hire(number: int, executor: RayExecutor, setup: bytes, seen: int) -> Member:
 
     paths = [path for path in sys.path if path and Path(path).exists()]
     kind = ray.remote(Worker).options(max_restarts=0, max_concurrency=4, **executor.options())
-    member = Member(number, kind.remote(setup, paths, executor.threads), seen)
+    member = Member(number, kind.remote(setup, paths, executor.threads), seen, _alive())
     member.send(None)
     return member
+
+
+def _alive() -> frozenset[str]:
+    """The cluster's nodes."""
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])

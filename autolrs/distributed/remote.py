@@ -13,7 +13,7 @@ from autolrs.codec import decode, encode
 from autolrs.distributed.messages import Order, Report, Setup, Want
 from autolrs.engine import apply, before_batch, replay, roll_back
 from autolrs.records import Curve, Event, Finished, Instruction, Issued, Probe, Record, RolledBack
-from autolrs.snapshot import Tree, rng_preserved
+from autolrs.snapshot import Tree, clone, rng_preserved
 
 State = Any
 """A checkpoint as raw bytes: a NumPy array, perhaps a window on memory that all workers share; or None."""
@@ -107,5 +107,6 @@ class RemoteDirector:
         return order, state
 
     def _decoded(self, state: State) -> Tree:
-        tree: Tree = decode(memoryview(state), allow_pickle=self._allow_pickle)
-        return tree
+        """The tree whose tensors are copied straight from the shared memory into the live ones."""
+        tree: Tree = decode(memoryview(state), allow_pickle=self._allow_pickle, alias=True)
+        return tree | {"feed": clone(tree["feed"])}  # which is kept, and would keep the memory
