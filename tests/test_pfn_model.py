@@ -149,8 +149,18 @@ def test_one_forward_pass_is_one_by_one():
     together = MODEL.extrapolate(curves, at)
     for i, one in enumerate(curves):
         alone = MODEL.extrapolate([one], [at[i]])
-        assert together.table[i] == pytest.approx(alone.table[0], rel=1e-5, abs=1e-5, nan_ok=True)
+        assert np.array_equal(together.table[i], alone.table[0], equal_nan=True)
     assert len(MODEL.extrapolate([], [])) == 0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 17, 64])
+def test_batches_of_any_size_are_one_by_one_to_the_last_bit(n):
+    rng = np.random.default_rng(n)
+    curves = [falling(int(bins), seed=i, noise=0.1**i) for i, bins in enumerate(rng.integers(8, 65, n))]
+    at = rng.uniform(20.0, 500.0, n)
+    together = MODEL.extrapolate(curves, at)
+    alone = [MODEL.extrapolate([one], [t]).table[0] for one, t in zip(curves, at, strict=True)]
+    assert np.array_equal(together.table, alone)
 
 
 def test_thousands_of_raw_points_are_binned():

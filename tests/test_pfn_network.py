@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autolrs.curves.pfn.network import Network, bar_edges, normalise
+from autolrs.curves.pfn.network import PATCH, Network, bar_edges, normalise
 
 RNG = np.random.default_rng(0)
 SMALL = {"width": 32, "layers": 2, "heads": 2, "hidden": 48, "bars": 40}
@@ -61,7 +61,7 @@ def test_padding_changes_nothing(bins):
         mask = torch.from_numpy(long.seen)[:, None, None]
         other = network(torch.from_numpy(long.tokens), torch.from_numpy(long.queries), mask)
     assert other.numpy() == pytest.approx(one.numpy(), abs=1e-5)
-    assert long.seen.sum(axis=1).tolist() == [(bins + 1) // 2] * 3
+    assert long.seen.sum(axis=1).tolist() == [-(-bins // PATCH)] * 3
 
 
 def test_queries_do_not_see_each_other():

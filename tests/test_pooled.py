@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autolrs.curves.pooled import REACHES, SCALES, SHARED, contenders, last, pooled, smoothed
+from autolrs.curves.pooled import REACHES, SCALES, SHARED, contenders, last, pooled, smoothed, unstable
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
 
@@ -117,6 +117,27 @@ def test_two_that_may_both_win_are_contenders_and_a_sure_loser_is_not():
     assert contenders(level, np.zeros(3), np.full(3, 0.05)).tolist() == [True, True, False]
     assert contenders(level, np.zeros(3), np.full(3, 0.5)).tolist() == [True, True, True]
     assert contenders(level, np.array([0.0, 0.0, -2.0]), np.full(3, 0.05)).tolist() == [False, False, True]
+
+
+def test_what_broke_out_once_is_not_expected_to_fall_and_teaches_nothing():
+    """Adam at rates of 40 on a quadratic: up to 1e6, back to the others' level, believed to go on falling."""
+    calm = [curve(np.linspace(1.0, end, 20)) for end in (0.5, 0.4, 0.45)]
+    burst = curve(np.r_[1.0, np.geomspace(1e4, 0.4, 19)])
+    rates, ahead = [1e-3, 2e-3, 4e-3, 8e-3], [0.4, 0.32, 0.36, 1e-3]
+    alone = pooled(calm, rates[:3], certain(ahead[:3]))
+    found = pooled([*calm, burst], rates, certain(ahead))
+    np.testing.assert_allclose(found.median[:3], alone.median, rtol=1e-9)
+    assert found.median[3] == pytest.approx(last(burst)[0])
+    assert found.median.argmin() == 1
+    worse = pooled([*calm, burst], rates, certain([*ahead[:3], 100.0]))
+    assert worse.median[3] == pytest.approx(100.0)  # that it breaks out again may be foreseen
+
+
+@pytest.mark.parametrize("k", [1e-3, 1.0, 1e3])
+def test_only_a_rise_far_above_where_probes_begin_is_unstable(k):
+    curves = [[1.0, 0.5], [1.0, 2.9, 0.5], [1.0, math.inf, 3.1, 0.5], [1.0, 0.2], [math.nan]]
+    assert unstable([curve(k * np.array(losses)) for losses in curves]).tolist() == [False, False, True, False, False]
+    assert unstable([]).tolist() == []
 
 
 def test_a_probe_without_a_forecast_takes_its_siblings_gain():

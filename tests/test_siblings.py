@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autolrs.forecasts import Forecasts
-from benchmarks.siblings import Choice, by_heart, choice, levels, summary
+from benchmarks.siblings import DOZENS, Choice, by_heart, choice, dozens, levels, summary
 from benchmarks.stopping import ASHA, MedianStopping, pruners, run
 from benchmarks.windows import Window, bins
 
@@ -66,6 +66,21 @@ def test_the_chosen_rate_is_judged_by_its_truth():
 def test_groups_that_learn_by_heart_are_told():
     assert not by_heart(GROUP)
     assert by_heart([*GROUP, window(1e-2, [3.0] * 20, 1e-4)])
+
+
+def test_dozens_are_of_larger_groups_only_ascending_and_the_same_every_time():
+    large = [
+        window(rate, [1.0] * 20, truth) for rate, truth in zip(np.geomspace(1e-4, 1, 20), range(1, 21), strict=True)
+    ]
+    drawn = dozens([GROUP, large])
+    assert [[w.rate for w in group] for group in drawn] == [[w.rate for w in group] for group in dozens([GROUP, large])]
+    assert len(drawn) == DOZENS
+    assert len({tuple(w.rate for w in group) for group in drawn}) == DOZENS
+    for group in drawn:
+        rates = [w.rate for w in group]
+        assert len(rates) == 12
+        assert rates == sorted(set(rates))
+    assert dozens([GROUP, [window(w.rate, w.losses, math.nan) for w in large]]) == []
 
 
 def test_a_choice_that_blows_up_is_an_infinite_regret():

@@ -9,6 +9,10 @@ Levels are last losses plus these gains.
 Only probes that may still win are smoothed: of rates whose losses do not move any more all is known, and they would
 teach that gains are small everywhere. What cannot win keeps its own forecast.
 
+A probe that was once far above where probes begin has shown that its rate is unstable: falling back from there is no
+learning, and what broke out once breaks out again. It is expected to stay where it is, and teaches the others nothing.
+(Where losses are not positive, how far is far is not known, and no probe is taken for one.)
+
 Notation
     n        probes from one checkpoint, forecast at one horizon
     x        log10 rate, so that distances are decades                                    (n,)
@@ -35,7 +39,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from autolrs.curves.shared import gains
+from autolrs.curves.shared import WILD, gains
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
 
@@ -97,7 +101,9 @@ def pooled(curves: Sequence[Curve], rates: Sequence[float], forecasts: Forecasts
         known = np.isfinite(gain) & np.isfinite(error)
         gain, error = np.clip(gain, -_MOST, _MOST), np.clip(error, ERROR, _MOST)
         shared = gains(curves, x, forecasts.at) if log else np.zeros(len(x))
-        told = known & contenders(level, gain, error)
+        wild = known & (unstable(curves) if log else False)
+        gain[wild] = np.maximum(gain[wild], 0.0)
+        told = known & ~wild & contenders(level, gain, error)
         asked = told | ~known
         mean, variance = gain, error**2
         mean[asked], variance[asked] = smoothed(
@@ -113,6 +119,13 @@ def contenders(level: Array, gain: Array, error: Array) -> NDArray[np.bool_]:
     """Which probes may end lowest: not those that are far above what another will surely come down to.   (n,)"""
     best = np.nanmin(level + np.minimum(gain + UNLIKELY * error, 0.0), initial=np.inf)
     return np.asarray(level + gain - UNLIKELY * error <= best)
+
+
+def unstable(curves: Sequence[Curve]) -> NDArray[np.bool_]:
+    """Which probes were ever more than `WILD` times above the median of all probes' first losses.   (n,)"""
+    finite = [[loss for loss in curve.losses if math.isfinite(loss)] for curve in curves]
+    first = float(np.median([losses[0] for losses in finite if losses] or [math.inf]))
+    return np.array([max(losses, default=0.0) > WILD * first for losses in finite], dtype=bool)
 
 
 def last(curve: Curve) -> tuple[float, float]:

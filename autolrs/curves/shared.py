@@ -46,12 +46,14 @@ FEWEST_POINTS: Final = 3
 POWER: Final = 0.5
 """How the excess grows with the rate. Plain SGD says 1, Adam less; 0.5 did best on real siblings, by little."""
 
+WILD: Final = 3.0
+"""A probe that was ever so many times above where probes begin follows no such law."""
+
 _TIMES: Final = np.geomspace(0.02, 1.0, 8)  # over a probe's length: a mean is fitted between each two
 _DECAYS: Final = 18  # distances tau
 _BEYOND: Final = 20.0  # the longest of them, over the farthest that any probe has gone
 _RIDGE: Final = 0.01  # of a coefficient, over the mean loss; of relative errors
-_RISEN: Final = 1.02  # a probe that ends so far above where probes begin follows no such law
-_WILD: Final = 3.0  # nor does one that was ever so far above
+_RISEN: Final = 1.02  # nor does one that ends so far above
 _EARLY: Final = 0.3  # share of a probe before what the law is to foretell, at least; else as it is asked to look ahead
 _NEAR: Final = (0.8, 1.15)  # times over the asked one whose mean is a curve's value there
 _LEAST: Final = 1e-12  # of a law's loss, over the mean loss
@@ -69,7 +71,7 @@ def gains(curves: Sequence[Curve], rates: Array, at: Array) -> Array:
     points = [_points(curve) for curve in curves]
     with np.errstate(all="ignore"):  # of times and losses at the ends of the number range
         first = np.median([y[0] for _, y in points if len(y)] or [1.0])
-        most, last = _WILD * first, _RISEN * first
+        most, last = WILD * first, _RISEN * first
         healthy = [i for i, (_, y) in enumerate(points) if len(y) and y.max() < most and y[-1] <= last]
         if len(healthy) < FEWEST:
             return found

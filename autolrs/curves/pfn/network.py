@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 Array = NDArray[np.float64]
 
-PATCH: Final = 2
+PATCH: Final = 4
 """Neighbouring bins that are read as one token."""
 
 TOKEN_FEATURES: Final = 6 * PATCH + 4
