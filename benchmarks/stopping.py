@@ -2,7 +2,7 @@
 
 Each group's probes run one after the other in random order, as the trials of one Optuna study, and report 50 bin
 means; what is not stopped runs to the end. Ray Tune's schedulers are Ray's own classes, told of trials and their
-results as Ray's controller would, one trial after the other or all side by side.
+results as Ray's controller would.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PROBES: Final = 12
 
 NOTE: Final = """\
 All rivals are Optuna's and Ray's own classes (`benchmarks/stopping.py`), with their defaults but for what is said;
-`max_t` is the whole length. Trials run one after the other; *side by side*: all of a group at once, a report each in
-turn, as with a worker for each. Ray's rules then see more trials at once, but none that has finished. The constants of
+`max_t` is the whole length. Trials run one after the other. Ray's rules decide the same on trials that run side by side
+and report in turn: they compare what was reported up to the same step, by the same trials. The constants of
 `CurvePruner` were chosen on some of these groups, so that its row is not one on unseen curves."""
 
 GRACE: Final = 5
@@ -96,7 +96,10 @@ def run(group: Sequence[Window], pruner: BasePruner, seed: int, probes: int = PR
     """One study of at most `probes` of the group's whole curves; None if none of these ends finite."""
     chosen = _chosen(group, seed, probes)
     whole = max(len(w.curve) for w in chosen)
-    study = optuna.create_study(pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=seed))
+    # Hyperband draws its brackets by the study's name.
+    study = optuna.create_study(
+        study_name=f"seed {seed}", pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=seed)
+    )
     ran, spent, ends = 0, [], [math.inf]
     for window in chosen:
         trial, state = study.ask(), TrialState.PRUNED
@@ -196,19 +199,16 @@ def _stopped(chosen: Sequence[Window], ran: int, ends: Sequence[float], spent: S
 def rivals() -> dict[str, Callable[[Sequence[Window], int], Stopped | None]]:
     """What each way of stopping makes of a group and a seed, by name."""
     of_optuna = {name: partial(_with_pruner, make) for name, make in pruners().items()}
-    of_ray = {name: partial(_with_scheduler, make, 1) for name, make in schedulers().items()}
-    aside = {f"{name}, side by side": partial(_with_scheduler, make, PROBES) for name, make in schedulers().items()}
-    return {**of_optuna, **of_ray, **aside}
+    of_ray = {name: partial(_with_scheduler, make) for name, make in schedulers().items()}
+    return {**of_optuna, **of_ray}
 
 
 def _with_pruner(make: Callable[[], BasePruner], group: Sequence[Window], seed: int) -> Stopped | None:
     return run(group, make(), seed)
 
 
-def _with_scheduler(
-    make: Callable[[], TrialScheduler], at_once: int, group: Sequence[Window], seed: int
-) -> Stopped | None:
-    return run_ray(group, make(), seed, at_once=at_once)
+def _with_scheduler(make: Callable[[], TrialScheduler], group: Sequence[Window], seed: int) -> Stopped | None:
+    return run_ray(group, make(), seed)
 
 
 def table(groups: Sequence[Sequence[Window]], shuffles: int = SHUFFLES) -> Iterator[str]:
