@@ -160,6 +160,8 @@ class Forecasts:
 
     def _table_in(self, log: NDArray[np.bool_]) -> Array:
         """The table in log loss where `log` holds (there it already is), else in loss."""
+        if (log == self._in_log).all():
+            return self._table
         return np.where(log[:, None], self._table, self._loss(self._table))
 
     def _loss(self, x: Array) -> Array:
@@ -235,10 +237,11 @@ def _log_density(x: float, row: Array) -> float:
     """Log density in x."""
     if not np.isfinite(row).all() or np.isnan(x) or np.isinf(x):
         return -np.inf
-    low, high = _tails(row)
     if x < row[0]:
+        low, _ = _tails(row)
         return float(np.log(LEVELS[0] / low) + (x - float(row[0])) / low)
     if x > row[-1]:
+        _, high = _tails(row)
         return float(np.log(LEVELS[0] / high) + (float(row[-1]) - x) / high)
     bar = min(max(int(np.searchsorted(row, x, side="right")), 1), len(row) - 1)
     width = max(float(row[bar] - row[bar - 1]), _NARROWEST * max(1.0, float(np.abs(row).max())))

@@ -10,7 +10,8 @@ python -m benchmarks shapes        another shape of the decay        -> a part o
 python -m benchmarks performance   what a session costs          -> docs/performance.md
 python -m benchmarks workers       what several workers cost     -> docs/workers.md
 python -m benchmarks curves        curve models on real curves   -> docs/curves.md
-python -m benchmarks siblings      choosing and stopping probes  -> stdout, a part of docs/curves.md
+python -m benchmarks siblings      choosing and stopping probes  -> that part of docs/curves.md
+python -m benchmarks stopping      stopping probes only          -> that part of it
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
 python -m benchmarks.proposals     what a proposal costs
 """
@@ -47,6 +48,7 @@ def main() -> None:
         "performance",
         "laws",
         "siblings",
+        "stopping",
     ):
         commands.add_parser(name)
     workers = commands.add_parser("workers")
@@ -54,6 +56,7 @@ def main() -> None:
     curves = commands.add_parser("curves")
     curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
     curves.add_argument("--most", type=int, default=40, help="windows of each source, kind and share")
+    curves.add_argument("--only-windows", action="store_true", help="leave what the report says on probes and laws")
     given = parser.parse_args()
     torch.set_num_threads(1)
     match given.command:
@@ -84,10 +87,11 @@ def main() -> None:
             from benchmarks import laws
 
             print("\n".join(laws.section()))
-        case "siblings":
+        case "siblings" | "stopping":
             from benchmarks import siblings
+            from benchmarks.curves import DOCUMENT
 
-            print("\n".join(siblings.section()))
+            siblings.write(DOCUMENT, only_stopping=given.command == "stopping")
         case "curves":
             _curves(given)
 
@@ -113,7 +117,7 @@ def _curves(given: argparse.Namespace) -> None:
 
     if given.curves:
         os.environ[VARIABLE] = given.curves
-    write(given.most)
+    write(given.most, only_windows=given.only_windows)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def left_out(found: Sequence[Window]) -> Forecasts:
     return replace(chosen, mean=chosen.median)
 
 
-def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS) -> None:
-    """Judge every model and write rows, picture and document."""
+def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows: bool = False) -> None:
+    """Judge every model and write rows, picture and document; `only_windows`: leave what is on probes and laws."""
     import pandas as pd
 
     from benchmarks import laws, siblings
@@ -128,7 +128,11 @@ def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS) -> None:
     rows.assign(commit=commit()).round(5).to_csv(ROWS, lineterminator="\n")
     picture(results, found, PICTURE)
     lines = document(rows, score(left_out(found), found), raw(found, names), most)
-    lines += ["", "## Probes: choosing and stopping", "", *siblings.section(), "", *laws.section()]
+    if only_windows:
+        rest = DOCUMENT.read_text("utf-8").partition(f"\n{siblings.HEADING}\n")[2].splitlines()
+    else:
+        rest = ["", *siblings.section(), "", *laws.section()]
+    lines += ["", siblings.HEADING, *rest]
     DOCUMENT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -216,11 +216,12 @@ def own(curves: int, weights: Path | None = None, seed: int = 0) -> list[dict[st
     """Nats that the network loses against the chains: on the truth, and in expectation over what the chains expect.
 
     Chains that all missed a mode agree with each other and are too sure; the first number then favours the network,
-    the second one does not.
+    the second one does not. The shipped network is asked the same, and loses `shipped_...`.
     """
     rows = []
-    model = PFN(weights, widening=1.0)
-    model.extrapolate([Curve((0.0,) * 9, (1.0,) * 9, (0.1,) * 9)], [1.0])  # reads the weights
+    model, shipped = PFN(weights, widening=1.0), PFN(widening=1.0)
+    for each in (model, shipped):
+        each.extrapolate([Curve((0.0,) * 9, (1.0,) * 9, (0.1,) * 9)], [1.0])  # reads the weights
     for i in range(curves):
         rng = np.random.default_rng([seed, i])
         share = float(rng.choice([0.1, 0.2, 0.4]))
@@ -236,12 +237,17 @@ def own(curves: int, weights: Path | None = None, seed: int = 0) -> list[dict[st
         begin = time.perf_counter()
         found = model.extrapolate([seen], [AT])
         seconds = time.perf_counter() - begin
-        density = np.array([found.log_prob([math.exp(y)])[0] + y for y in truths])
+        lost, lost_shipped = (
+            exact - [forecast.log_prob([math.exp(y)])[0] + y for y in truths]
+            for forecast in (found, shipped.extrapolate([seen], [AT]))
+        )
         rows.append(
             {
                 "share": share,
-                "nats": float(np.mean((exact - density)[1:])),
-                "nats_on_truth": float((exact - density)[0]),
+                "nats": float(np.mean(lost[1:])),
+                "nats_on_truth": float(lost[0]),
+                "shipped_nats": float(np.mean(lost_shipped[1:])),
+                "shipped_nats_on_truth": float(lost_shipped[0]),
                 "entropy": -float(np.mean(exact[1:])),
                 "rhat": sampled.rhat,
                 "chains_s": sampled.seconds,

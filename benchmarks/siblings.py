@@ -10,8 +10,10 @@ Regret is (truth of the chosen rate - best truth) / |best truth|. Rank correlati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -26,6 +28,8 @@ from benchmarks.windows import SHARES, Window, siblings, windows
 
 Array = NDArray[np.float64]
 
+HEADING: Final = "## Probes: choosing and stopping"
+STOPPING: Final = "### Stopping probes early"
 MODELS: Final = ("exponential", "bayes", "pfn", "auto")
 DOZENS: Final = 8
 """How many dozens of rates are drawn from each group of more than twelve."""
@@ -170,6 +174,27 @@ def choosing() -> Iterator[str]:
         yield f"| {source} | {len(of_source)} | " + " | ".join(cells) + " |"
 
 
+def write(document: Path, *, only_stopping: bool = False) -> None:
+    """Measure this part of the report again, or only that on stopping, and put it in its place."""
+    heading, lines = (STOPPING, stopped()) if only_stopping else (HEADING, section())
+    document.write_text(replaced(document.read_text("utf-8"), heading, lines), encoding="utf-8")
+
+
+def replaced(text: str, heading: str, lines: Sequence[str]) -> str:
+    """Markdown whose section `heading` (with its #) holds `lines` instead, up to the next one of its level or above.
+
+    Raises:
+        ValueError: there is no such section.
+    """
+    before, found, after = f"\n{text}".partition(f"\n{heading}\n")
+    if not found:
+        raise ValueError(f"no section {heading!r}.")
+    level = len(heading) - len(heading.lstrip("#"))
+    following = re.search(rf"^#{{1,{level}}} ", after, flags=re.MULTILINE)
+    rest = ["", after[following.start() :]] if following else [""]
+    return "\n".join([before, heading, "", *lines, *rest]).removeprefix("\n")
+
+
 def section() -> list[str]:
     """Markdown lines for docs/curves.md: choosing a rate, then stopping probes early."""
     return [
@@ -177,9 +202,12 @@ def section() -> list[str]:
         "",
         *choosing(),
         "",
-        "### Stopping probes early",
+        STOPPING,
         "",
-        *stopping.table(groups(shares=(1.0,))),
-        "",
-        *stopping.NOTE.splitlines(),
+        *stopped(),
     ]
+
+
+def stopped() -> list[str]:
+    """The part of it on stopping."""
+    return [*stopping.table(groups(shares=(1.0,))), "", *stopping.NOTE.splitlines()]

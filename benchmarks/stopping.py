@@ -1,26 +1,31 @@
 """Stopping probes early: Optuna's and Ray's pruners and ours, on groups of real sibling curves.
 
 Each group's probes run one after the other in random order, as the trials of one Optuna study, and report 50 bin
-means; what is not stopped runs to the end. Ray is not needed: its two rules are written out here as Optuna pruners.
+means; what is not stopped runs to the end. Ray Tune's schedulers are Ray's own classes, told of trials and their
+results as Ray's controller would.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from autolrs.integrations.optuna import CurvePruner
 from autolrs.records import POINTS
 from benchmarks.windows import Window
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
 
 SHUFFLES: Final = 2
 """Orders in which each group's probes run."""
@@ -29,45 +34,15 @@ PROBES: Final = 12
 """Probes of a group; 36 rates over 7 decades are more than anybody tries."""
 
 NOTE: Final = """\
-Ray's two rules are not Ray's own code: they are written out as Optuna pruners after its documentation and the papers
-(`benchmarks/stopping.py`), so that all rivals see the same reports one after the other. A scheduler of Ray Tune runs
-trials side by side, where its rules see more of them at once. The constants of `CurvePruner` were chosen on some of
-these groups, so that its row is not one on unseen curves."""
+All rivals are Optuna's and Ray's own classes (`benchmarks/stopping.py`), with their defaults but for what is said;
+`max_t` is the whole length. Trials run one after the other. Ray's rules decide the same on trials that run side by side
+and report in turn: they compare what was reported up to the same step, by the same trials. The constants of
+`CurvePruner` were chosen on some of these groups, so that its row is not one on unseen curves."""
+
+GRACE: Final = 5
+"""Reports before which Ray's rules stop nothing, where they are given a grace: 10 % of a probe."""
 
 _CLIP = 2.0  # of a regret in means
-
-
-class MedianStopping(BasePruner):
-    """Ray Tune's `MedianStoppingRule`: stop if the best value so far is worse than the median of the other trials'
-    running means (Golovin et al. 2017, Google Vizier, section 3.1)."""
-
-    def __init__(self, grace: int, least: int = 3) -> None:
-        self.grace, self.least = grace, least
-
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        step = trial.last_step
-        if step is None or step < self.grace:
-            return False
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        means = [np.mean([v for s, v in t.intermediate_values.items() if s <= step]) for t in others if t.last_step]
-        return len(means) >= self.least and min(trial.intermediate_values.values()) > float(np.median(means))
-
-
-class ASHA(BasePruner):
-    """Ray Tune's `AsyncHyperBandScheduler` with one bracket: at the rungs grace * factor^k a trial stops unless its
-    value is among the best 1/factor of those recorded there (Li et al. 2020, arXiv 1810.05934)."""
-
-    def __init__(self, grace: int, factor: int = 4) -> None:
-        self.grace, self.factor = grace, factor
-
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        step = trial.last_step
-        rungs = {self.grace * self.factor**k for k in range(20)}
-        if step not in rungs:
-            return False
-        there = [t.intermediate_values for t in study.get_trials(deepcopy=False)]
-        recorded = [values[step] for values in there if step in values]
-        return trial.intermediate_values[step] > float(np.percentile(recorded, 100 / self.factor))
 
 
 def pruners() -> dict[str, Callable[[], BasePruner]]:
@@ -86,9 +61,18 @@ def pruners() -> dict[str, Callable[[], BasePruner]]:
         "Optuna SuccessiveHalvingPruner": own.SuccessiveHalvingPruner,
         "Optuna HyperbandPruner": lambda: own.HyperbandPruner(max_resource=POINTS),
         "Optuna WilcoxonPruner": own.WilcoxonPruner,
-        "Ray median stopping rule": lambda: MedianStopping(grace=5),
-        "Ray ASHA": lambda: ASHA(grace=1),
-        "Ray ASHA, grace of 10 %": lambda: ASHA(grace=5),
+    }
+
+
+def schedulers() -> dict[str, Callable[[], TrialScheduler]]:
+    """Ray Tune's rules, by name; their defaults, but for what depends on the number of reports."""
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+
+    of_losses: dict[str, Any] = {"time_attr": "training_iteration", "metric": "loss", "mode": "min"}
+    return {
+        "Ray MedianStoppingRule, grace of 10 %": lambda: MedianStoppingRule(**of_losses, grace_period=GRACE),
+        "Ray ASHAScheduler": lambda: ASHAScheduler(**of_losses, max_t=POINTS),
+        "Ray ASHAScheduler, grace of 10 %": lambda: ASHAScheduler(**of_losses, max_t=POINTS, grace_period=GRACE),
     }
 
 
@@ -110,36 +94,121 @@ class Stopped:
 
 def run(group: Sequence[Window], pruner: BasePruner, seed: int, probes: int = PROBES) -> Stopped | None:
     """One study of at most `probes` of the group's whole curves; None if none of these ends finite."""
-    order = np.random.default_rng(seed).permutation(len(group))[:probes]
-    curves = [group[i].curve.losses for i in order]
-    whole = max(map(len, curves))
-    study = optuna.create_study(pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=seed))
-    ran = full = reports = 0
-    seconds, ends = 0.0, [math.inf]
-    for i, losses in zip(order, curves, strict=True):
+    chosen = _chosen(group, seed, probes)
+    whole = max(len(w.curve) for w in chosen)
+    # Hyperband draws its brackets by the study's name.
+    study = optuna.create_study(
+        study_name=f"seed {seed}", pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=seed)
+    )
+    ran, spent, ends = 0, [], [math.inf]
+    for window in chosen:
         trial, state = study.ask(), TrialState.PRUNED
-        bad = next((n for n, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        full += len(losses) if bad is None else bad + 1
+        losses = window.curve.losses
         for n, loss in enumerate(losses, start=1):
             ran += 1
-            if not math.isfinite(loss):
-                break
             trial.report(loss, n)
             if n == whole:
                 state = TrialState.COMPLETE
-                ends.append(group[i].truth)
+                ends.append(window.truth)
                 break
             begin = time.perf_counter()
             stop = trial.should_prune()
-            seconds, reports = seconds + time.perf_counter() - begin, reports + 1
+            spent.append(time.perf_counter() - begin)
             if stop:
                 break
         study.tell(trial, losses[-1] if state is TrialState.COMPLETE else None, state)
-    finite = [truth for truth in (group[i].truth for i in order) if math.isfinite(truth)]
+    return _stopped(chosen, ran, ends, spent)
+
+
+@dataclass(eq=False, slots=True)
+class _RayTrial:
+    """What Ray's rules read of a trial."""
+
+    trial_id: str
+    window: Window
+    status: str = "RUNNING"
+    reports: int = 0
+
+
+@dataclass(slots=True)
+class _Controller:
+    """What Ray's rules read of their controller: the trials that have not ended."""
+
+    live: list[_RayTrial]
+
+    def get_live_trials(self) -> list[_RayTrial]:
+        return self.live
+
+
+def run_ray(
+    group: Sequence[Window], scheduler: TrialScheduler, seed: int, probes: int = PROBES, *, at_once: int = 1
+) -> Stopped | None:
+    """As `run`, under a scheduler of Ray Tune, with `at_once` trials side by side that report in turn.
+
+    As in Ray's own loop, a trial that ends by itself is told as complete, and one that was stopped is not. A trial is
+    added when it starts, as by a searcher that is limited to so many at a time, so that none ever waits.
+    """
+    chosen = _chosen(group, seed, probes)
+    whole = max(len(w.curve) for w in chosen)
+    waiting = deque(_RayTrial(str(n), window) for n, window in enumerate(chosen))
+    controller: Any = _Controller([])
+    live: list[Any] = controller.live
+    ran, spent, ends = 0, [], [math.inf]
+    while waiting or live:
+        while waiting and len(live) < at_once:
+            live.append(waiting.popleft())
+            scheduler.on_trial_add(controller, live[-1])
+        for trial in tuple(live):
+            losses = trial.window.curve.losses
+            trial.reports += 1
+            ran += 1
+            result = {"training_iteration": trial.reports, "loss": losses[trial.reports - 1]}
+            if trial.reports == whole:
+                scheduler.on_trial_complete(controller, trial, result)
+                trial.status = "TERMINATED"
+                ends.append(trial.window.truth)
+            else:
+                begin = time.perf_counter()
+                decision = scheduler.on_trial_result(controller, trial, result)
+                spent.append(time.perf_counter() - begin)
+                if decision == scheduler.STOP:
+                    trial.status = "TERMINATED"
+                elif trial.reports == len(losses):  # from here on not finite
+                    scheduler.on_trial_error(controller, trial)
+                    trial.status = "ERROR"
+            if trial.status != "RUNNING":
+                live.remove(trial)
+    return _stopped(chosen, ran, ends, spent)
+
+
+def _chosen(group: Sequence[Window], seed: int, probes: int) -> list[Window]:
+    """At most `probes` of a group, in random order."""
+    return [group[i] for i in np.random.default_rng(seed).permutation(len(group))[:probes]]
+
+
+def _stopped(chosen: Sequence[Window], ran: int, ends: Sequence[float], spent: Sequence[float]) -> Stopped | None:
+    """What came of it, given all reports, the losses at the ends and the seconds of each decision."""
+    finite = [w.truth for w in chosen if math.isfinite(w.truth)]
     if not finite:
         return None
+    full = sum(len(w.curve) for w in chosen)
     regret = (min(ends) - min(finite)) / abs(min(finite))
-    return Stopped(group[0].source, ran / full, regret, 1e3 * seconds / max(reports, 1))
+    return Stopped(chosen[0].source, ran / full, regret, 1e3 * sum(spent) / max(len(spent), 1))
+
+
+def rivals() -> dict[str, Callable[[Sequence[Window], int], Stopped | None]]:
+    """What each way of stopping makes of a group and a seed, by name."""
+    of_optuna = {name: partial(_with_pruner, make) for name, make in pruners().items()}
+    of_ray = {name: partial(_with_scheduler, make) for name, make in schedulers().items()}
+    return {**of_optuna, **of_ray}
+
+
+def _with_pruner(make: Callable[[], BasePruner], group: Sequence[Window], seed: int) -> Stopped | None:
+    return run(group, make(), seed)
+
+
+def _with_scheduler(make: Callable[[], TrialScheduler], group: Sequence[Window], seed: int) -> Stopped | None:
+    return run_ray(group, make(), seed)
 
 
 def table(groups: Sequence[Sequence[Window]], shuffles: int = SHUFFLES) -> Iterator[str]:
@@ -148,8 +217,8 @@ def table(groups: Sequence[Sequence[Window]], shuffles: int = SHUFFLES) -> Itera
     optuna.logging.disable_default_handler()
     yield "| pruner | steps saved | regret, mean | median | above .5 % | ms a report |"
     yield "|---|---|---|---|---|---|"
-    for name, make in pruners().items():
-        done = [run(group, make(), seed) for group in groups for seed in range(shuffles)]
+    for name, of_one in rivals().items():
+        done = [of_one(group, seed) for group in groups for seed in range(shuffles)]
         kept = [stopped for stopped in done if stopped is not None]
         regret = np.array([stopped.regret for stopped in kept])
         saved = 1.0 / np.mean([stopped.share for stopped in kept])

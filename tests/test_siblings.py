@@ -1,4 +1,4 @@
-"""The benchmark on sibling curves: its numbers on hand-made groups, and its stand-ins for Ray's rules."""
+"""The benchmark on sibling curves: its numbers on hand-made groups, under Optuna's and Ray's rules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
 
 from autolrs.forecasts import Forecasts
-from benchmarks.siblings import DOZENS, Choice, by_heart, choice, dozens, levels, summary
-from benchmarks.stopping import ASHA, MedianStopping, pruners, run
+from benchmarks.siblings import DOZENS, Choice, by_heart, choice, dozens, levels, replaced, summary
+from benchmarks.stopping import pruners, rivals, run, run_ray, schedulers
 from benchmarks.windows import Window, bins
 
 
@@ -96,48 +95,89 @@ def test_a_pruner_is_judged_by_steps_and_by_what_it_lost():
     group.append(window(1.0, [5.0] * 9 + [math.nan] * 41, math.nan))
     done = run(group, optuna.pruners.NopPruner(), 0)
     assert (done.share, done.regret) == (1.0, 0.0)
-    eager = run(group, pruners()["Ray ASHA"](), 0)
+    eager = run(group, pruners()["Optuna SuccessiveHalvingPruner"](), 0)
     assert eager.share < 1
     assert run(group, optuna.pruners.ThresholdPruner(upper=0.1), 0).regret == math.inf
     assert run([group[3]] * 2, optuna.pruners.NopPruner(), 0) is None
 
 
-def study(pruner, *told):
-    of = optuna.create_study(pruner=pruner)
-    for values in told:
-        of.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.COMPLETE, value=values[-1], intermediate_values=dict(enumerate(values, start=1))
-            )
-        )
-    return of
+@dataclass
+class Spy:
+    """A scheduler that notes what it is told, and stops trials at a report."""
+
+    stops: dict[str, int]
+    STOP: str = "STOP"
+
+    def __post_init__(self):
+        self.told = []
+
+    def on_trial_add(self, controller, trial):
+        self.told.append(("add", trial.trial_id, len(controller.get_live_trials())))
+
+    def on_trial_result(self, controller, trial, result):
+        self.told.append((result["training_iteration"], trial.trial_id, result["loss"]))
+        return self.STOP if self.stops.get(trial.trial_id) == result["training_iteration"] else "CONTINUE"
+
+    def on_trial_complete(self, controller, trial, result):
+        self.told.append(("complete", trial.trial_id, result["loss"]))
+
+    def on_trial_error(self, controller, trial):
+        self.told.append(("error", trial.trial_id, None))
 
 
-def asked(of, values):
-    """Whether each report would stop the trial."""
-    trial = of.ask()
-    found = []
-    for step, value in enumerate(values, start=1):
-        trial.report(value, step)
-        found.append(trial.should_prune())
-    return found
+def trio():
+    """Three curves of three reports each, of which one blows up; in the order of seed 0."""
+    given = [
+        window(1e-3, [4.0, 3.0, 2.0], 2.0),
+        window(1e-2, [3.0, 2.0, 1.0], 1.0),
+        window(1.0, [5.0, math.nan, math.nan], math.nan),
+    ]
+    order = np.random.default_rng(0).permutation(3)
+    return [given[list(order).index(i)] for i in range(3)]
 
 
-def test_the_median_rule_compares_the_best_so_far_with_running_means():
-    others = ([4.0, 2.0], [3.0, 1.0], [5.0, 5.0])  # running means: 4 3 5, then 3 2 5
-    assert asked(study(MedianStopping(grace=1), *others), [3.9, 3.1]) == [False, True]
-    assert asked(study(MedianStopping(grace=1), *others), [2.0, 9.0]) == [False, False]
-    assert asked(study(MedianStopping(grace=2), *others), [9.0, 9.0]) == [False, True]
-    assert asked(study(MedianStopping(grace=1), *others[:2]), [9.0, 9.0]) == [False, False]
+def test_rays_schedulers_are_told_what_rays_controller_would_tell_them():
+    one_by_one = Spy({})
+    done = run_ray(trio(), one_by_one, 0)
+    assert one_by_one.told == [
+        *(("add", "0", 1), (1, "0", 4.0), (2, "0", 3.0), ("complete", "0", 2.0)),
+        *(("add", "1", 1), (1, "1", 3.0), (2, "1", 2.0), ("complete", "1", 1.0)),
+        *(("add", "2", 1), (1, "2", 5.0), ("error", "2", None)),
+    ]
+    assert (done.share, done.regret) == (1.0, 0.0)
+    aside = Spy({"1": 1})
+    done = run_ray(trio(), aside, 0, at_once=3)
+    assert aside.told == [
+        *(("add", "0", 1), ("add", "1", 2), ("add", "2", 3)),
+        *((1, "0", 4.0), (1, "1", 3.0), (1, "2", 5.0), ("error", "2", None)),
+        *((2, "0", 3.0), ("complete", "0", 2.0)),
+    ]
+    assert (done.share, done.regret) == (pytest.approx(5 / 7), pytest.approx(1.0))
+    assert run_ray([trio()[2]] * 2, Spy({"0": 1, "1": 1}), 0).regret == math.inf
 
 
-def test_asha_keeps_the_best_quarter_at_each_rung():
-    others = [[float(k)] * 5 for k in range(1, 8)]
-    assert asked(study(ASHA(grace=1), *others), [2.0] * 5) == [False] * 5
-    assert asked(study(ASHA(grace=1), *others), [5.0] * 5) == [True, False, False, True, False]
+def test_rays_own_rules_stop_the_worst():
+    falling = np.linspace(3, 1, 50)
+    group = [window(10.0**-k, falling + k, 1.0 + k) for k in range(8)]
+    for name, make in schedulers().items():
+        done = run_ray(group, make(), 0, at_once=8)
+        assert done.share < 0.9, name
+        assert done.regret == 0.0, name
+        serial = run_ray(group, make(), 0)
+        assert (serial.share, serial.regret) == (done.share, done.regret), name  # as the report says
+
+
+def test_a_part_of_the_document_is_replaced_and_nothing_else():
+    text = "# A\n\nold\n\n## B\n\nold\n\n### C\n\n## D\n\nold\n"
+    assert replaced(text, "## B", ["new", "### E"]) == "# A\n\nold\n\n## B\n\nnew\n### E\n\n## D\n\nold\n"
+    assert replaced(text, "### C", ["new"]) == text.replace("### C\n", "### C\n\nnew\n")
+    assert replaced(text, "## D", ["new"]) == text[: -len("old\n")] + "new\n"
+    with pytest.raises(ValueError, match="## Z"):
+        replaced(text, "## Z", [])
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_every_rival_can_be_made():
     for make in pruners().values():
         assert isinstance(make(), optuna.pruners.BasePruner)
+    assert len(rivals()) == len(pruners()) + len(schedulers())

@@ -143,8 +143,10 @@ class Bayes:
 
     def _fit(self, u: Array, z: Array, h: float, noise: float) -> tuple[float, float, float]:
         """Mode and scales of z at `h`."""
-        late = np.abs(np.diff(z[-max(8, len(z) // 3) :]))
-        noise = max(noise, _ROBUST * float(np.median(late)))
+        late = z[-max(8, len(z) // 3) :]
+        late = np.sort(np.abs(late[1:] - late[:-1]))
+        median = 0.5 * float(late[(len(late) - 1) // 2] + late[len(late) // 2])  # np.median takes six times as long
+        noise = max(noise, _ROBUST * median)
         far = np.maximum.accumulate(np.abs(z[::-1]))[::-1]
         size = float(np.ptp(z))
         v = noise**2 + (self.misfit * far) ** 2 + (0.005 * size) ** 2 + _EXACT**2

@@ -155,7 +155,7 @@ def _quantiles(network: Network, points: Sequence[Points], ahead: Array) -> Arra
     curves = normalise(u, values, noise, at, seen, log)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         mask = torch.from_numpy(curves.seen)[:, None, None]
-        logits = network(torch.from_numpy(curves.tokens), torch.from_numpy(curves.queries), mask)
+        logits = network(torch.from_numpy(curves.tokens), torch.from_numpy(curves.queries), mask, copies=_FEWEST_ROWS)
         probabilities = logits[:, 0].double().softmax(dim=-1).numpy()
         z = network.edges.double().numpy()
     edges = curves.level[:, None] + curves.scale[:, None] * z

@@ -163,14 +163,21 @@ class Network(nn.Module):
         self.head = nn.Linear(width, bars)
         self.register_buffer("edges", torch.zeros(bars + 1))
 
-    def forward(self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, half: bool = False) -> Tensor:
+    def forward(
+        self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, half: bool = False, copies: int = 1
+    ) -> Tensor:
         """Logits (n, q, k); `half`: the blocks' products in bfloat16.
+
+        `copies`: so many queries in a row are the same one, asked so often that no product has fewer rows. Blocks
+        that have the rows of the tokens, too, leave all but one out.
 
         tokens: (n, c, TOKEN_FEATURES), queries: (n, q, QUERY_FEATURES), mask: (n, 1, 1, c), None: all tokens hold bins
         """
         context = tokens.shape[1]
-        x = torch.cat([self.read_tokens(tokens), self.read_queries(queries)], dim=1)
+        x = torch.cat([self.read_tokens(tokens), self.read_queries(queries)[:, ::copies]], dim=1)
         for number, block in enumerate(self.blocks, start=1):
+            if copies > 1 and number == len(self.blocks):
+                x = torch.cat([x[:, :context], x[:, context:].repeat_interleave(copies, dim=1)], dim=1)
             x = block(x, context, mask, half=half, last=number == len(self.blocks))
         return torch.as_tensor(self.head(self.norm(x)))
 
