@@ -350,7 +350,9 @@ def tune_per_probe(megabytes: float, probes: int) -> PerProbe:
             ray_tune.with_resources(ProbeTrial, {"cpu": 1}),
             param_space={"lr": ray_tune.loguniform(1e-4, 1e-1)},
             tune_config=ray_tune.TuneConfig(num_samples=probes, max_concurrent_trials=1, reuse_actors=True),
-            run_config=ray_tune.RunConfig(storage_path=folder, verbose=0),
+            run_config=ray_tune.RunConfig(
+                storage_path=folder, verbose=0, checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False)
+            ),
         )
         results = tuner.fit()
     ended = sorted(result.metrics["ended"] for result in results)
