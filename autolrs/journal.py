@@ -26,12 +26,13 @@ STALE_SECONDS: Final = 1.0
 
 
 class Journal(JournalFileBackend):
-    """Optuna's file backend with `hold`."""
+    """Optuna's file backend with `hold` and `unsynced`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._symlink = JournalFileSymlinkLock(str(path))
         self._held: list[dict[str, Any]] | None = None
+        self._sync = True
         super().__init__(str(path), self._symlink)
 
     @contextmanager
@@ -45,8 +46,20 @@ class Journal(JournalFileBackend):
         finally:
             self._held = None
 
+    @contextmanager
+    def unsynced(self) -> Iterator[None]:
+        """Write what is appended inside at once, for a kill cannot take it back then, but wait for no disk.
+
+        It is on the disk with whatever is appended next: a power cut before that loses it, and nothing before it.
+        """
+        self._sync = False
+        try:
+            yield
+        finally:
+            self._sync = True
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append one line for each log, durably.
+        """Append one line for each log, durably unless within `unsynced`.
 
         Raises:
             CheckpointError: it cannot be written; the file is as it was.
@@ -58,7 +71,7 @@ class Journal(JournalFileBackend):
         try:
             self._symlink.acquire()
             try:
-                _append(self._path, data)
+                _append(self._path, data, sync=self._sync)
             finally:
                 self._symlink.release()
         except OSError as error:
@@ -68,7 +81,7 @@ class Journal(JournalFileBackend):
             ) from error
 
 
-def _append(path: Path, data: bytes) -> None:
+def _append(path: Path, data: bytes, *, sync: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
@@ -76,7 +89,8 @@ def _append(path: Path, data: bytes) -> None:
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         except BaseException:
             os.ftruncate(descriptor, size)
             raise

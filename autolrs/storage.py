@@ -29,7 +29,7 @@ from autolrs.files import replace_file
 from autolrs.locks import FileLock, Lease, Ownership
 from autolrs.mirror import Mirror
 from autolrs.places import under
-from autolrs.records import Event, Settings, from_json, to_json
+from autolrs.records import Event, Issued, Settings, from_json, to_json
 
 __all__ = ["RUNS", "StudyStore", "masked_url"]
 
@@ -202,6 +202,9 @@ class StudyStore:
     def append(self, event: Event) -> None:
         """Store an event, and show it as an Optuna trial or attribute. It is on disk when this returns.
 
+        Only of an `Issued`, which is worth nothing without its `Probed`, a journal does not wait to be on the disk: it
+        outlives a kill, but a power cut may take it, so that the same probe is issued anew.
+
         Raises:
             StudyLockedError: the study was taken over, or opened for reading only.
             CheckpointError: it cannot be written; the events before it are intact.
@@ -209,8 +212,10 @@ class StudyStore:
         if self._mirror is None:
             self._mirror = self._new_mirror()
         self._check()
-        # Optuna needs a new trial's line in the journal at once.
-        hold = nullcontext if self._mirror.creates(event) else self._backend.hold
+        if isinstance(event, Issued):
+            hold = self._backend.unsynced
+        else:  # Optuna needs a new trial's line in the journal at once.
+            hold = nullcontext if self._mirror.creates(event) else self._backend.hold
         try:
             with using(self.location), hold():
                 position = len(self._events)

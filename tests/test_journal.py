@@ -32,7 +32,9 @@ def test_hold_writes_in_one_piece_and_nothing_after_an_error(path: Path, monkeyp
     storage = JournalStorage(journal)
     storage.create_new_study([StudyDirection.MINIMIZE], "x")
     pieces = []
-    monkeypatch.setattr(module, "_append", lambda path, data, real=module._append: pieces.append(real(path, data)))
+    monkeypatch.setattr(
+        module, "_append", lambda path, data, sync, real=module._append: pieces.append(real(path, data, sync=sync))
+    )
     with journal.hold():
         storage.set_study_user_attr(0, "a", 1)
         storage.set_study_user_attr(0, "b", 2)
@@ -44,6 +46,23 @@ def test_hold_writes_in_one_piece_and_nothing_after_an_error(path: Path, monkeyp
     storage.set_study_user_attr(0, "d", 4)
     assert storage.get_study_user_attrs(0) == {"a": 1, "b": 2, "d": 4}
     assert JournalStorage(Journal(path)).get_study_user_attrs(0) == {"a": 1, "b": 2, "d": 4}
+
+
+def test_unsynced_writes_at_once_and_the_next_append_waits_for_all_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(path)
+    storage = JournalStorage(journal)
+    storage.create_new_study([StudyDirection.MINIMIZE], "x")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with pytest.raises(KeyError), journal.unsynced():  # noqa: PT012
+        storage.set_study_user_attr(0, "a", 1)
+        assert JournalStorage(Journal(path)).get_study_user_attrs(0) == {"a": 1}, "a kill cannot take it back"
+        raise KeyError
+    assert synced == []
+    storage.set_study_user_attr(0, "b", 2)
+    assert synced == [path.stat().st_size]
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])
