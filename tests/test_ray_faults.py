@@ -261,10 +261,12 @@ def test_a_worker_that_never_came_is_asked_for_again_when_a_node_is_gone(
     def act() -> None:
         time.sleep(5)
         told = asked_again()
-        cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == taken[0]), allow_graceful=False)
-        wait_for(asked_again, seconds=60)
-        ray.kill(holders[1])
-        before.append(told)
+        try:
+            cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == taken[0]), allow_graceful=False)
+            wait_for(asked_again, seconds=60)
+            before.append(told)
+        finally:
+            ray.kill(holders[1])  # so that what fails does not hang
 
     before: list[bool] = []
     thread = threading.Thread(target=act, daemon=True)
