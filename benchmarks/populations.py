@@ -1,7 +1,7 @@
-"""Ray Tune's searches over the rate, at the same total of updates: PBT, PB2 and ASHA, as its own schedulers run them.
+"""Ray Tune's searches over the rate, at the same total of updates: PB2 and ASHA, as its own schedulers run them.
 
 A population trains side by side, each member for its share of the total, at a constant rate that is copied and
-changed as the run goes (Jaderberg et al. 2017, arXiv 1711.09846; Parker-Holder et al. 2020, arXiv 2002.02518). ASHA
+changed as the run goes (Parker-Holder et al. 2020, arXiv 2002.02518). ASHA
 (Li et al. 2020, arXiv 1810.05934) begins more runs than it ends; each is a whole cosine.
 """
 
@@ -27,7 +27,7 @@ from benchmarks.tasks import Task
 
 MEMBERS: Final = 4
 """Size of a population."""
-ROUNDS: Final = {"pbt": 6, "pb2": 6, "asha": 9}
+ROUNDS: Final = {"pb2": 6, "asha": 9}
 """Validations of a run, after each of which the scheduler decides; ASHA's rungs are 1, 3 and 9 of them."""
 TRIALS: Final = 9
 """Runs that ASHA begins. With a reduction of 3 a synchronous search takes the updates of two and a third whole ones;
@@ -146,16 +146,16 @@ def run_population(name: str, task: Task, settings: dict[str, Any], seed: int) -
 
 
 def _scheduler(name: str, low: float, high: float) -> Any:
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+    from ray.tune.schedulers import ASHAScheduler
     from ray.tune.schedulers.pb2 import PB2
 
     if name == "asha":
         return ASHAScheduler(max_t=ROUNDS[name], grace_period=1, reduction_factor=3)
-    common = {"time_attr": "training_iteration", "perturbation_interval": 1}
-    if name == "pbt":
-        return PopulationBasedTraining(hyperparam_mutations={"rate": tune.loguniform(low, high)}, **common)
-    return PB2(hyperparam_bounds={"log10_rate": [math.log10(low), math.log10(high)]}, **common)
+    return PB2(
+        time_attr="training_iteration",
+        perturbation_interval=1,
+        hyperparam_bounds={"log10_rate": [math.log10(low), math.log10(high)]},
+    )
 
 
 class _Spent:

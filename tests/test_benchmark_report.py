@@ -67,7 +67,7 @@ def test_the_search_counts_on_both_sides() -> None:
     assert task.name not in report.equal_totals(rows, [task])
     ours = [row for row in rows if row.method == "horizon"]
     tuned = [replace(row, method="cosine") for row in rows if row.method == "wsd"]
-    rivals = [replace(row, method="pbt", validation_loss=1.0) for row in ours]
+    rivals = [replace(row, method="pb2", validation_loss=1.0) for row in ours]
     rivals += [replace(row, method="asha", validation_loss=0.9, test_loss=4 * row.test_loss) for row in ours]
     short = [replace(row, method="horizon-short", test_loss=1.2 * row.test_loss) for row in ours]
     text = report.equal_totals([*rows, *tuned, *rivals, *short], [task])
