@@ -112,7 +112,8 @@ def equal_totals(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
     text = (
         "Test losses. `horizon-short` keeps 0.76 of the steps, so that with its whole search it takes those of one\n"
         "run; the cosine is the best of seven by full runs that are not counted. The searches\n"
-        f"({', '.join(SAME_TOTAL)}) take 1.3 runs in all, as `horizon` may (ASHA now and then more); the best is\nchosen by validation."
+        f"({', '.join(SAME_TOTAL)}) take 1.3 runs in all, as `horizon` may (ASHA now\n"
+        "and then more); the best is chosen by validation."
     )
     return "\n\n".join(["## With the search counted", text, markdown(head, table)])
 
