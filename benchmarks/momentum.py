@@ -17,9 +17,11 @@ from typing import Final
 import torch
 from torch.optim import Optimizer
 
+from autolrs.momentum import set_momentum
 from autolrs.schedules import Schedule
+from benchmarks import shapes
 from benchmarks.csvrows import append, read
-from benchmarks.multipliers import BEST, cell
+from benchmarks.multipliers import BEST, cell, named
 from benchmarks.plain import MakeOptimizer, PlainSession, train
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import EXAMPLES, TASKS, Task
@@ -27,8 +29,6 @@ from benchmarks.tasks import EXAMPLES, TASKS, Task
 ROWS: Final = RESULTS / "momentum.csv"
 USUAL: Final = 0.9
 MOMENTA: Final = (0.6, 0.8, USUAL, 0.95)
-LONG_BEST: Final = {"mnist_cnn": 0.036, "char_gpt": 0.0022, "tabular_mlp": 0.0088}
-"""The whole run's best rate (docs/choices.md, the best rate by length)."""
 FACTORS: Final = (0.6, 1.0, 1.7)
 """Of the rate: another momentum may want another rate."""
 SHARES: Final[Mapping[float, tuple[int, ...]]] = {0.04: (10, 11, 12), 0.08: (10, 11, 12), 1.0: (10, 11), 4.0: (10, 11)}
@@ -51,11 +51,7 @@ def with_momentum(momentum: float) -> MakeOptimizer:
     """The task's own optimizer with another momentum."""
 
     def make(model: torch.nn.Module, own: Optimizer) -> Optimizer:
-        for group in own.param_groups:
-            if "betas" in group:
-                group["betas"] = (momentum, group["betas"][1])
-            else:
-                group["momentum"] = momentum
+        set_momentum(own.param_groups, momentum)
         return own
 
     return make
@@ -64,7 +60,7 @@ def with_momentum(momentum: float) -> MakeOptimizer:
 def run(task: Task, share: float, momentum: float, factor: float, seed: int) -> Row:
     steps = round(share * task.steps)
     warmup, decay = (round(0.1 * steps), 0.4) if share < 1 else (task.warmup, 0.2)
-    best = LONG_RATE * LONG_BEST[task.name] if share > 1 else BEST[task.name][share]
+    best = LONG_RATE * shapes.BEST[task.name][-1] if share > 1 else BEST[task.name][share]
     rate = factor * best * ((1 - momentum) / (1 - USUAL) if task.space == "sgd" else 1.0)
     schedule = Schedule.build("wsd", rate=rate, steps=steps, warmup=warmup, decay=decay)
     validation, _ = train(task, PlainSession(steps, schedule), seed, with_momentum(momentum))
@@ -98,11 +94,6 @@ def changes(rows: list[Row], task: str, share: float, momentum: float) -> list[f
     return [mine / usual - 1 for mine, usual in pairs if mine == mine and usual == usual]
 
 
-def named(share: float) -> str:
-    """A share, for a table's head."""
-    return "whole run" if share == 1 else f"{share:g} times as long" if share > 1 else f"{share:.0%}"
-
-
 def section() -> list[str]:
     """Lines of Markdown."""
     rows = read(Row, ROWS)
@@ -114,7 +105,7 @@ def section() -> list[str]:
         "0.9), four times as long at the middle one; mean ± sd over seeds, paired. Lower momentum gains most in short",
         "runs, and in runs four times as long hardly anything.",
         "",
-        f"| task | momentum | {' | '.join(named(share) for share in SHARES)} |",
+        f"| task | momentum | {' | '.join(map(named, SHARES))} |",
         "| --- " * (2 + len(SHARES)) + "|",
     ]
     for task, momentum in product(EXAMPLES, (m for m in MOMENTA if m != USUAL)):

@@ -130,7 +130,7 @@ def section() -> list[str]:
         "times, or a quarter of, the schedule's: in miniatures of 4 and 8 % and in whole runs (mean ± sd over seeds,",
         "paired). Miniatures have many of the signs wrong: what helps a short run is not what helps a long one.",
         "",
-        f"| task | group | factor | {' | '.join('whole run' if share == 1 else f'{share:.0%}' for share in SHARES)} |",
+        f"| task | group | factor | {' | '.join(map(named, SHARES))} |",
         "| --- " * (3 + len(SHARES)) + "|",
     ]
     for task, group, factor in product(EXAMPLES, GROUPS, FACTORS):
@@ -138,6 +138,11 @@ def section() -> list[str]:
         if any(cells):
             lines.append(f"| {task} | {group} | {factor:g} | {' | '.join(cells)} |")
     return lines
+
+
+def named(share: float) -> str:
+    """A share, for a table's head."""
+    return "whole run" if share == 1 else f"{share:g} times as long" if share > 1 else f"{share:.0%}"
 
 
 def cell(found: list[float]) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.csvrows import append, read
 from benchmarks.families import FAMILIES
-from benchmarks.multipliers import cell
+from benchmarks.multipliers import cell, named
 from benchmarks.plain import PlainSession, train
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import EXAMPLES, TASKS, Task
@@ -91,7 +91,7 @@ def section() -> list[str]:
         f"best of three peak rates; seeds {SEEDS}, mean ± sd, paired. Short runs have the same shape in small. What",
         "suits the GPT and the MLP can be seen in miniatures of 4 and 8 %; what suits the CNN only in the whole run.",
         "",
-        f"| task | shape | {' | '.join('whole run' if share == 1 else f'{share:.0%}' for share in SHARES)} |",
+        f"| task | shape | {' | '.join(map(named, SHARES))} |",
         "| --- " * (2 + len(SHARES)) + "|",
     ]
     for task, shape in product(EXAMPLES, (shape for shape in WHOLE if shape != USUAL)):
