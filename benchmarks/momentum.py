@@ -9,7 +9,7 @@ benchmark does not report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from autolrs.momentum import set_momentum
 from autolrs.schedules import Schedule
-from benchmarks import shapes
+from benchmarks import paired, shapes
 from benchmarks.csvrows import append, read
-from benchmarks.multipliers import BEST, cell, named
+from benchmarks.multipliers import BEST
+from benchmarks.paired import cell, named
 from benchmarks.plain import MakeOptimizer, PlainSession, train
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import EXAMPLES, TASKS, Task
@@ -85,13 +86,11 @@ def grid(share: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def changes(rows: list[Row], task: str, share: float, momentum: float) -> list[float]:
     """Relative changes of the loss at the best of the rates, against the usual momentum at its best, seed by seed."""
 
-    def best(of: float, seed: int) -> float:
-        key = (task, share, of, seed)
-        losses = [row.validation_loss for row in rows if (row.task, row.share, row.momentum, row.seed) == key]
-        return min(losses) if len(losses) == len(grid(share)[1]) else float("nan")
+    def of(momentum: float) -> Callable[[Row], bool]:
+        return lambda row: (row.task, row.share, row.momentum) == (task, share, momentum)
 
-    pairs = [(best(momentum, seed), best(USUAL, seed)) for seed in SHARES[share]]
-    return [mine / usual - 1 for mine, usual in pairs if mine == mine and usual == usual]
+    count = len(grid(share)[1])
+    return paired.changes(rows, of(momentum), of(USUAL), (count, count))
 
 
 def section() -> list[str]:

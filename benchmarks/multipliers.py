@@ -8,18 +8,18 @@ in whole runs, on seeds that the benchmark does not report, always beside the ru
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from statistics import fmean, stdev
 from typing import Final
 
 from torch import nn
 from torch.optim import Optimizer
 
 from autolrs.schedules import Schedule
+from benchmarks import paired
 from benchmarks.csvrows import append, read
+from benchmarks.paired import cell, named
 from benchmarks.plain import PlainSession, train
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import EXAMPLES, TASKS, Task
@@ -112,12 +112,11 @@ def run_all() -> None:
 
 def changes(rows: list[Row], task: str, share: float, group: str, factor: float) -> list[float]:
     """Relative changes of the validation loss against the run without a multiplier, seed by seed."""
-    plain = {row.seed: row.validation_loss for row in rows if (row.task, row.share, row.group) == (task, share, "")}
-    return [
-        row.validation_loss / plain[row.seed] - 1
-        for row in rows
-        if (row.task, row.share, row.group, row.factor) == (task, share, group, factor) and row.seed in plain
-    ]
+
+    def of(group: str, factor: float) -> Callable[[Row], bool]:
+        return lambda row: (row.task, row.share, row.group, row.factor) == (task, share, group, factor)
+
+    return paired.changes(rows, of(group, factor), of("", 1.0), (1, 1))
 
 
 def section() -> list[str]:
@@ -138,15 +137,3 @@ def section() -> list[str]:
         if any(cells):
             lines.append(f"| {task} | {group} | {factor:g} | {' | '.join(cells)} |")
     return lines
-
-
-def named(share: float) -> str:
-    """A share, for a table's head."""
-    return "whole run" if share == 1 else f"{share:g} times as long" if share > 1 else f"{share:.0%}"
-
-
-def cell(found: list[float]) -> str:
-    """Mean and standard deviation of relative changes."""
-    if not found or not all(map(math.isfinite, found)):
-        return "diverged" if found else ""
-    return f"{fmean(found):+.1%}" + (f" ± {stdev(found):.1%}" if len(found) > 1 else "")

@@ -6,15 +6,15 @@ benchmark does not report.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
+from benchmarks import paired
 from benchmarks.csvrows import append, read
 from benchmarks.families import FAMILIES
-from benchmarks.multipliers import cell, named
+from benchmarks.paired import cell, named
 from benchmarks.plain import PlainSession, train
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import EXAMPLES, TASKS, Task
@@ -70,15 +70,12 @@ def run_all() -> None:
 
 def changes(rows: list[Row], task: str, share: float, shape: str) -> list[float]:
     """Relative changes of the loss at the shape's best rate, against WSD at its best, seed by seed."""
-    count = len((WHOLE if share == 1 else SHORT).get(shape, ()))
+    rates = WHOLE if share == 1 else SHORT
 
-    def best(of: str, seed: int) -> float:
-        key = (task, share, of, seed)
-        losses = [row.validation_loss for row in rows if (row.task, row.share, row.shape, row.seed) == key]
-        return min(losses) if len(losses) == count > 0 else math.nan
+    def of(shape: str) -> Callable[[Row], bool]:
+        return lambda row: (row.task, row.share, row.shape) == (task, share, shape)
 
-    found = [best(shape, seed) / best(USUAL, seed) - 1 for seed in SEEDS]
-    return [change for change in found if math.isfinite(change)]
+    return paired.changes(rows, of(shape), of(USUAL), (len(rates.get(shape, ())), len(rates[USUAL])))
 
 
 def section() -> list[str]:
