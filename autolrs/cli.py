@@ -98,6 +98,9 @@ def tune(
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Kept steps between checkpoints.")] = None,
     replay_memory: Annotated[str, typer.Option(help="Memory for recorded batches.")] = "1GiB",
     max_seconds: Annotated[float | None, typer.Option(help="Stop, resumable, after this time.")] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="Let averaged weights be the final ones where they validate better.")
+    ] = False,
     tuned: Annotated[str | None, typer.Option(help="Name, in `track`, of the optimizer to tune.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Let checkpoints hold pickles.")] = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="Own a study that another process owns.")] = False,
@@ -147,6 +150,7 @@ def tune(
                 checkpoint_every=checkpoint_every,
                 replay_memory=replay_memory,
                 max_seconds=max_seconds,
+                average=average,
                 tuned=tuned,
                 allow_pickle=allow_pickle,
                 takeover=takeover,

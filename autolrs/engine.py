@@ -310,7 +310,14 @@ def _elapsed(record: Record, event: Elapsed) -> Record:
 def _finished(record: Record, event: Finished) -> Record:
     _expect(record.kept_steps == record.settings.steps and not record.finished, record, event)
     calls = record.validation_calls + event.validations
-    return replace(record, finished=True, final_loss=event.final_loss, validation_calls=calls)
+    return replace(
+        record,
+        finished=True,
+        final_loss=event.final_loss,
+        validation_calls=calls,
+        average=event.average,
+        plain_loss=event.plain_loss,
+    )
 
 
 _APPLY: Final[dict[type, Callable[[Record, Any], Record]]] = {

@@ -187,6 +187,7 @@ class Settings:
         budget: probe updates at most.
         strategy: its name, and its parameters as plain values in `options`.
         curve_model: name of the curve model.
+        average: whether an average of the kept weights may become the final ones.
     """
 
     steps: int
@@ -197,6 +198,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     curve_model: str = "auto"
     checkpoint_every: int = 0
+    average: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,8 @@ class Record:
     wall_seconds: float = 0.0
     finished: bool = False
     final_loss: float | None = None
+    average: float | None = None  # the final weights are the average with this power
+    plain_loss: float | None = None  # validation loss without averaging, if there was a choice
 
     @property
     def probe_steps(self) -> int:
@@ -448,8 +452,17 @@ class Elapsed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    """All kept steps are done.
+
+    Attributes:
+        average: power of the average (`averages`) that the final weights are; None: they are the last step's.
+        plain_loss: validation loss of the last step's weights, if averages were measured too.
+    """
+
     final_loss: float | None
     validations: int = 0
+    average: float | None = None
+    plain_loss: float | None = None
 
 
 Event = (

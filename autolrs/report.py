@@ -149,11 +149,20 @@ def _header(study: Study) -> RenderableType:
         ("curve model", settings.curve_model),
         ("seed", str(settings.seed)),
         *((("momentum", f"{record.momentum:g} instead of {record.own_momentum:g}"),) if record.momentum else ()),
+        *((("averaged weights", _averaged(record)),) if settings.average and record.finished else ()),
         ("exact", exact),
         ("stored in", study.storage),
     ):
         grid.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(value))
     return grid
+
+
+def _averaged(record: Record) -> str:
+    """Whether the final weights are an average, and what it is worth."""
+    if record.average is None:
+        return "no better than the last step's"
+    text = f"the weight of step s is s^{record.average:g}"
+    return text if record.plain_loss is None else f"{text}; the last step's weights have {number(record.plain_loss, 6)}"
 
 
 def changed_options(settings: Settings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor
 
+from autolrs.averages import POWERS, Averages
 from autolrs.batches import Feed, PassEnded, Place, position_of
 from autolrs.director import Directing, stopped
 from autolrs.errors import IdentityError, SessionError
@@ -83,6 +84,7 @@ class Runner:
         feed: Feed,
         validate: Callable[[], Any] | None,
         pending: list[Tensor],
+        averages: Averages | None = None,
     ) -> None:
         self.feed = feed
         self.rates = rates
@@ -91,6 +93,7 @@ class Runner:
         self._tracked = tracked
         self._validate = validate
         self._pending = pending
+        self._averages = averages  # among `tracked`, too
         self._segment: _Segment | None = None
         self._stage: _Snapshot | None = None
         self._candidates: dict[int, tuple[_Snapshot, list[float], list[float]]] = {}
@@ -148,6 +151,7 @@ class Runner:
         if segment is not None and isinstance(segment.instruction, Train):
             self._take()
             if segment.losses and all(map(math.isfinite, segment.losses)):
+                self._average(segment)
                 self._end_stretch(segment)
         raise stopped(self._director.record, reason)
 
@@ -251,13 +255,32 @@ class Runner:
     def _finish(self) -> None:
         if self._director.record.finished:
             return  # the last process ended after this, but before its loop returned
-        loss = math.fsum(self._tail) / len(self._tail) if self._tail else None
+        loss, calls, averages, plain = None, 0, self._averages, None
         if self._validate is not None:
-            loss = self._measure()
+            loss, calls = self._measure(), 1
+            if averages is not None and averages.used is None:  # else it was chosen before a crash
+                plain, calls = loss, 1 + len(POWERS)
+                loss = self._choose_average(averages, plain)
             if not math.isfinite(loss):
                 log.warning("the validation loss at the end is %s, though no training loss was.", loss)
+        elif self._tail:
+            loss = math.fsum(self._tail) / len(self._tail)
         self._director.keep_final()
-        self._director.tell(Finished(loss, int(self._validate is not None)))
+        self._director.tell(Finished(loss, calls, None if averages is None else averages.used, plain))
+
+    def _choose_average(self, averages: Averages, plain: float) -> float:
+        """Let the weights be the average that validates best, if that is better than `plain`; what it validates at."""
+        own, losses = self._capture().objects, {}
+        for power in POWERS:
+            averages.use(power)
+            losses[power] = self._measure()
+        self._restore_objects(own)
+        power = min(POWERS, key=lambda power: (not math.isfinite(losses[power]), losses[power]))
+        if not losses[power] < plain:
+            return plain
+        averages.use(power)
+        self._save(self._director.record.kept_steps)
+        return losses[power]
 
     # Reads
 
@@ -288,14 +311,20 @@ class Runner:
         if isinstance(segment.instruction, Train):
             if bad is not None:
                 self._roll_back(segment, bad)
-            elif segment.now == segment.stop:
-                self._end_stretch(segment)
+            else:
+                self._average(segment)
+                if segment.now == segment.stop:
+                    self._end_stretch(segment)
         elif bad is not None:
             self._end_probe(segment, TrialState.DIVERGED, f"loss {bad}")
         else:
             self._read_probe(segment, segment.instruction)
         if why:
             self.stop(why)
+
+    def _average(self, segment: _Segment) -> None:
+        if self._averages is not None:
+            self._averages.update(segment.now, self._director.record.settings.steps)
 
     def _read_probe(self, segment: _Segment, probe: Probe) -> None:
         offset = segment.now

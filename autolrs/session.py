@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autolrs.averages import Averages
 from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.director import Directing
 from autolrs.errors import SessionError, SettingError, UnsupportedError
@@ -249,8 +250,10 @@ class Session:
         generators = [tracked for tracked in self._tracked.values() if isinstance(tracked, GENERATORS)]
         feed = Feed(loader, epoch=self.epoch, epochs=epochs, memory=self._replay_memory, generators=generators)
         if self._runner is None:
+            averages = self._averages()
+            tracked = self._tracked if averages is None else {**self._tracked, "session.averages": averages}
             self._runner = Runner(
-                self._director, self._tracked, Rates(optimizer, own), feed, self._validate, self._pending
+                self._director, tracked, Rates(optimizer, own), feed, self._validate, self._pending, averages
             )
             if self._saved is not None:
                 feed.seek(position_of(self._saved["feed"]))
@@ -258,6 +261,18 @@ class Session:
                 self._saved = None
         self._feed = self._runner.feed = feed
         return self._runner
+
+    def _averages(self) -> Averages | None:
+        """Averages of the tracked modules, if they are wanted."""
+        if not self._director.record.settings.average:
+            return None
+        if self._validate is None:
+            raise SettingError(
+                "`average=True` needs `session.validate(...)`: an average of the weights is kept only where its "
+                "validation loss is lower."
+            )
+        modules = {name: module for name, each in self._tracked.items() if (module := getattr(each, "module", None))}
+        return Averages(modules)
 
     def _tuned_optimizer(self) -> tuple[Optimizer, list[float]]:
         """The optimizer whose rate is set, and the rates of its groups at `track`."""

@@ -126,6 +126,11 @@ class Study:
         return self.record.final_loss
 
     @property
+    def average(self) -> float | None:
+        """Power of the average (see `autolrs.averages`) that the final weights are; None: they are the last step's."""
+        return self.record.average
+
+    @property
     def exact(self) -> bool:
         """Whether a plain loop with this schedule and seed gives the same weights, bit for bit."""
         return not self.exact_reason
@@ -139,6 +144,8 @@ class Study:
             return f"the kept run was rolled back: {'; '.join(self.record.roll_backs)}"
         if self.record.moved:
             return f"it was resumed under other conditions: {'; '.join(self.record.moved)}"
+        if self.record.average is not None:
+            return f"the final weights are an average, the weight of step s as s^{self.record.average:g}"
         if self.environment.get("device") == "cuda" and not self.environment.get("deterministic"):
             return "CUDA without torch.use_deterministic_algorithms(True)"
         return ""

@@ -70,6 +70,7 @@ def tune(
     checkpoint_every: int | None = None,
     replay_memory: int | str = "1GiB",
     max_seconds: float | None = None,
+    average: bool = False,
     resume: Resume = "auto",
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -102,6 +103,8 @@ def tune(
         checkpoint_every: kept steps between checkpoints; None: max(100, steps / 50).
         replay_memory: bytes of recorded batches at most, as a number or like "1GiB".
         max_seconds: stop, resumable, after this wall time.
+        average: keep two averages of the weights as they train, and let the better one be the final weights if it
+            validates better than the last step's; needs `session.validate`, and memory for the model twice.
         resume: "auto": go on with an unfinished study of that name, else start one (NAME-2, ... after a finished
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
@@ -140,6 +143,7 @@ def tune(
         checkpoint_every=checkpoint_every,
         replay_memory=replay_memory,
         max_seconds=max_seconds,
+        average=average,
         resume=resume,
         seed=seed,
         callbacks=callbacks,
@@ -240,6 +244,7 @@ class _Run:
         checkpoint_every: int | None,
         replay_memory: int | str,
         max_seconds: float | None,
+        average: bool,
         resume: Resume,
         seed: int,
         callbacks: Sequence[Callback],
@@ -259,6 +264,7 @@ class _Run:
             curve_model=curve_model if isinstance(curve_model, str) else type(curve_model).__name__,
             checkpoint_every=checkpoint_every,
             seed=seed,
+            average=average,
         )
         memory = _bytes(replay_memory)
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
@@ -398,6 +404,7 @@ def settings_of(
     curve_model: str = "auto",
     checkpoint_every: int | None = None,
     seed: int = 0,
+    average: bool = False,
 ) -> Settings:
     """The settings that a run is stored under.
 
@@ -408,6 +415,7 @@ def settings_of(
     for rule, value, holds in (
         ("steps >= 1, an integer", steps, isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1),
         ("0 <= search_budget <= 100", budget, isinstance(budget, int | float) and 0 <= budget <= 100),
+        ("average is True or False", average, isinstance(average, bool)),
         ("0 <= seed < 2**32, an integer", seed, isinstance(seed, int) and 0 <= seed < 2**32),
         (
             "checkpoint_every >= 1, an integer",
@@ -426,6 +434,7 @@ def settings_of(
         options=_plain_options(strategy),
         curve_model=curve_model,
         checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 50)),
+        average=average,
     )
 
 
@@ -447,7 +456,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else {"kind": type(value).__name__}
 
 
-_IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model")
+_IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average")
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

@@ -87,6 +87,13 @@ def _with_momentum(task: Task, settings: dict[str, Any], seed: int) -> Row:
     return run(task, "horizon", seed, label="horizon-momentum", space=space, **settings)
 
 
+def _averaged(task: Task, settings: dict[str, Any], seed: int) -> Row:
+    """`horizon`, whose final weights are an average of the kept ones where that validates better."""
+    from benchmarks.tuned import run
+
+    return run(task, "horizon", seed, label="horizon-averaged", average=True, **settings)
+
+
 def _shorter(task: Task, settings: dict[str, Any], seed: int) -> Row:
     """`horizon` in so many steps fewer that they and its whole search budget are the steps of one run."""
     from benchmarks.tuned import run
@@ -122,6 +129,7 @@ METHODS: Final = {
         *(Method(name, "search", partial(_search, name), _each_count) for name in ("optuna-tpe", "optuna-gp")),
         *(Method(name, "search", partial(_population, name), _once) for name in ("pb2", "asha")),
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
+        Method("horizon-averaged", "ours", _averaged, _once),
         Method("horizon-short", "ours", _shorter, _once),
         Method("horizon-momentum", "ours", _with_momentum, _once),
         Method("autolrs", "ours", partial(_ours, "autolrs"), _once),

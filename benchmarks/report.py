@@ -41,6 +41,8 @@ were chosen on, with other seeds; the others only confirm.
 for autolrs its probes (less those adopted as training) and roll-backs. *wall*: mean of one run, in seconds on one
 thread of a busy machine. Ratios are of losses, paired by seed, geometric means with 95 % intervals (Student's t over
 seeds); below 1 is better. *best schedule* is the one with the lowest mean validation loss of all families.
+*averaged weights*: `average=True`, `horizon` whose final weights are an average of the kept ones where that has the
+lower validation loss; the run is the same.
 """
 
 
@@ -67,14 +69,18 @@ def write(path: Path = DOCUMENT) -> None:
 
 def summary(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
     """`horizon` against what a user could do instead, task by task and over the confirmation tasks."""
-    head = ("task", "best schedule", "`horizon` / it, validation", "test", "/ untuned, test", "seeds", "search")
-    table, kinds = [], dict[str, list[tuple[Ratio, Ratio]]]()
+    head = (
+        *("task", "best schedule", "`horizon` / it, validation", "test", "/ untuned, test"),
+        *("with averaged weights / best, test", "seeds", "search"),
+    )
+    table, kinds = [], dict[str, list[tuple[Ratio | None, ...]]]()
     for task in tasks:
         ours, best = line_of(rows, task.name, "horizon"), best_line(rows, task.name, FAMILIES)
-        untuned = line_of(rows, task.name, "untuned")
+        untuned, averaged = (line_of(rows, task.name, name) for name in ("untuned", "horizon-averaged"))
         if ours is None or best is None or untuned is None:
             continue
         found = [ratio(ours, best, "validation_loss"), ratio(ours, best), ratio(ours, untuned)]
+        found.append(ratio(averaged, best) if averaged else None)
         table.append(
             [
                 f"{task.name}{'' if task.development else ' (confirms)'}",
@@ -84,11 +90,10 @@ def summary(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
                 f"{_share(ours):.2f}",
             ]
         )
-        if found[1] and found[2]:
-            kinds.setdefault("development" if task.development else "confirmation", []).append((found[1], found[2]))
-    for kind, pairs in kinds.items():
-        means = [over_tasks(each) for each in zip(*pairs, strict=True)]
-        table.append([f"**{kind}, geometric mean**", "", "", *(str(each) for each in means), "", ""])
+        kinds.setdefault("development" if task.development else "confirmation", []).append(tuple(found[1:]))
+    for kind, each_task in kinds.items():
+        means = [over_tasks([one for one in each if one]) if all(each) else "" for each in zip(*each_task, strict=True)]
+        table.append([f"**{kind}, geometric mean**", "", "", *map(str, means), "", ""])
     return "## `horizon` against the best tuned schedule\n\n" + markdown(head, table)
 
 

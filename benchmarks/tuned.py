@@ -20,6 +20,7 @@ def run(
     label: str = "",
     space: str | SearchSpace = "",
     share: float = 1.0,
+    average: bool = False,
     **options: object,
 ) -> Row:
     """Tune the task once; `autolrs.tune` seeds as `seed_all` does. A run that no rate trains has the losses NaN.
@@ -28,6 +29,7 @@ def run(
         label: the row's method; "": the strategy's name.
         space: instead of the task's own.
         share: steps to keep, over the task's.
+        average: let averaged weights be the final ones where they validate better.
         options: of the strategy.
     """
     task.load()
@@ -39,6 +41,7 @@ def run(
             space=space or task.space,
             strategy=strategy,
             options=options,
+            average=average,
             seed=seed,
             storage=folder,
         )

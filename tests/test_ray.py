@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import Scripted
 from ray_loops import HORIZON, local_ray, one_thread, run_on_ray, story
 from torch.utils.data import DataLoader, TensorDataset
 from tuned_loops import SEARCH, build, data, loop, run, update
@@ -50,6 +51,7 @@ def in_epochs(session: Session) -> Any:
     ("train", "settings"),
     [
         (loop(), HORIZON),
+        (loop(), {"strategy": Scripted(rates=(0.1,), length=20), "average": True}),
         (loop(own_generator=True, validate=False), {}),  # adopts the winner's plateau
         pytest.param(in_epochs, {}, marks=pytest.mark.slow),
     ],

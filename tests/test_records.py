@@ -87,7 +87,7 @@ EVENTS = {
     Lost: st.builds(Lost, COUNT),
     Moved: st.builds(Moved, st.text()),
     Elapsed: st.builds(Elapsed, FLOAT),
-    Finished: st.builds(Finished, OPTIONAL, COUNT),
+    Finished: st.builds(Finished, OPTIONAL, COUNT, OPTIONAL, OPTIONAL),
 }
 PARAMS = st.dictionaries(
     st.sampled_from(("type", "state", "value", "items", "name")) | TEXT,
