@@ -49,21 +49,11 @@ class Member(PlainSession):
         else:
             rates = [rate * min(1.0, (step + 1) / (warmup + 1)) for step in range(steps)]
         super().__init__(steps, rates.__getitem__)
-        self.every, self.done, self.first = math.ceil(steps / config["rounds"]), 0, 0
+        self.every, self.done = math.ceil(steps / config["rounds"]), 0
 
     def batches(self, loader: Any) -> Iterator[Any]:
         self._load()
-        left = self.steps - self.first
-        while left:
-            for batch in loader:
-                self.step = self.steps - left
-                assert self.rates is not None
-                self.set(self.rates(self.step))
-                self.highest = max(self.highest, self.rate)
-                yield batch
-                left -= 1
-                if not left:
-                    return
+        yield from super().batches(loader)
 
     def after(self, loss: torch.Tensor) -> None:
         self.done += 1
@@ -187,6 +177,7 @@ def _ray() -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     here = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     ray.init(
+        address="local",
         num_cpus=MEMBERS,
         include_dashboard=False,
         log_to_driver=False,
