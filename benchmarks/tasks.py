@@ -24,7 +24,7 @@ class Task:
         space: search space of the tuned runs; the fixed schedules have its warm-up too.
         rates: the seven peak rates that the fixed schedules are tried with.
         default_rate: the optimizer's own default in torch.
-        development: whether defaults were chosen on it; else it only confirms.
+        development: whether its results were known when defaults were chosen; else it only confirms.
         times: how often the module's steps make a run.
     """
 
@@ -75,10 +75,14 @@ _SHORT: Final = (
     Task("mnist_cnn", "examples.mnist_cnn", "sgd", half_decades(-6), development=True),
     Task("char_gpt", "examples.char_gpt", "adamw", half_decades(-8), development=True),
     Task("tabular_mlp", "examples.tabular_mlp", "adam", half_decades(-8), development=True),
-    Task("vit_digits", "benchmarks.problems.vit_digits", "adamw", half_decades(-8)),
-    Task("gru_weather", "benchmarks.problems.gru_weather", "adam", half_decades(-8)),
-    Task("finetune_digits", "benchmarks.problems.finetune_digits", "adamw", half_decades(-8)),
-    Task("glove_tokens", "benchmarks.problems.glove_tokens", "adagrad", half_decades(-6), default_rate=1e-2),
+    Task("vit_digits", "benchmarks.problems.vit_digits", "adamw", half_decades(-8), development=True),
+    Task("gru_weather", "benchmarks.problems.gru_weather", "adam", half_decades(-8), development=True),
+    Task("finetune_digits", "benchmarks.problems.finetune_digits", "adamw", half_decades(-8), development=True),
+    Task("glove_tokens", "benchmarks.problems.glove_tokens", "adagrad", half_decades(-6), 1e-2, development=True),
+    Task("diamonds_resnet", "benchmarks.problems.diamonds_resnet", "sgd", half_decades(-6)),
+    Task("photo_denoiser", "benchmarks.problems.photo_denoiser", "adam", half_decades(-7)),
+    Task("stress_lstm", "benchmarks.problems.stress_lstm", "rmsprop", half_decades(-8), default_rate=1e-2),
+    Task("finetune_towns", "benchmarks.problems.finetune_towns", "adamw", half_decades(-9)),
 )
 
 TASKS: Final = {
@@ -88,7 +92,9 @@ TASKS: Final = {
 }
 """By name; "@4" is the longer setting."""
 
-EXAMPLES: Final = tuple(task.name for task in _SHORT if task.development)
+EXAMPLES: Final = tuple(task.name for task in _SHORT if task.module.startswith("examples."))
+"""The three that choices are measured on."""
+
 CONFIRMATION: Final = tuple(task.name for task in _SHORT if not task.development)
 
 
