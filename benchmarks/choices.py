@@ -24,6 +24,11 @@ SEEDS: Final = (10, 11, 12, 13)
 REFERENCE: Final = "reference"
 """The first version's defaults, which each other line changes in one thing."""
 
+ABRUPT: Final[dict[str, Any]] = {"gamma": 0.32, "warmup": 0.1, "decay": 0.4}
+"""What the reference's probes were."""
+
+GENTLE: Final[dict[str, Any]] = {"gamma": 0.25, "warmup": 0.5, "decay": 0.5}
+
 CHOICES: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
     REFERENCE: ("WSD, 20 % decay; restart from the checkpoint; probes of 4 %; gamma 0.32", {}, {}),
     "linear": ("base schedule linear", {"schedule": "linear"}, {}),
@@ -31,8 +36,14 @@ CHOICES: Final[dict[str, tuple[str, dict[str, Any], dict[str, Any]]]] = {
     "length": ("probes of 6 %", {}, {"length": 0.06}),
     "chance": ("losers stopped by the curve model's chance to win", {}, {"stop": "chance"}),
     "gamma": ("gamma 0: the miniature's best rate as it is", {}, {"gamma": 0.0}),
-    "default": ("gamma 0.25: the default now", {}, {"gamma": 0.25}),
+    "default": ("gamma 0.25: the second default", {}, {"gamma": 0.25}),
     "momentum": ("the same, and a space that names a momentum of 0.8", {"momentum": (0.8,)}, {"gamma": 0.25}),
+    "later": (
+        "gamma 0.25; a second search at a tenth of the run, probes of 3 %, any gain counts",
+        {},
+        {"gamma": 0.25, "length": 0.03, "first_share": 0.45, "later": (0.1,), "clear": 0.0},
+    ),
+    "warmup": ("gamma 0.25; probes warm up over half of their steps, and decay: the default now", {}, GENTLE),
 }
 """Name -> (what it is, changes of the space, options of the strategy)."""
 
@@ -44,7 +55,7 @@ def run_all() -> None:
         if (task.name, name, seed) not in done:
             _, changes, options = CHOICES[name]
             space = replace(SearchSpace.load(task.space), **{"momentum": (), **changes})
-            row = run(task, "horizon", seed, label=name, space=space, **{"gamma": 0.32, **options})
+            row = run(task, "horizon", seed, label=name, space=space, **{**ABRUPT, **options})
             append(row, ROWS)
             print(f"{task.name} {name} seed {seed}: test {row.test_loss:.5f}", flush=True)
     write(read(ROWS))

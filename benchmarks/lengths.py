@@ -1,7 +1,7 @@
 """How the best rate of a complete miniature depends on its length -> docs/choices.md. Run: python -m benchmarks lengths
 
-Miniatures as `horizon` probes them (warm-up 10 %, decay 40 %) of 2 to 32 % of a run, and whole runs, at rates a quarter
-of a decade apart, on seeds that the benchmark does not report.
+Miniatures as `horizon` first probed them (warm-up 10 %, decay 40 %) of 2 to 32 % of a run, and whole runs, at rates a
+quarter of a decade apart, on seeds that the benchmark does not report.
 """
 
 from __future__ import annotations

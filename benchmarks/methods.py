@@ -79,8 +79,15 @@ def _ours(strategy: str, task: Task, settings: dict[str, Any], seed: int) -> Row
     return run(task, strategy, seed, **settings)
 
 
+def _abrupt(task: Task, settings: dict[str, Any], seed: int) -> Row:
+    """`horizon` as it was up to commit 731fc33: probes warm up over a tenth of their steps only."""
+    from benchmarks.tuned import run
+
+    return run(task, "horizon", seed, label="horizon-abrupt", **settings)
+
+
 def _with_momentum(task: Task, settings: dict[str, Any], seed: int) -> Row:
-    """`horizon` in a space that names a momentum of 0.8 beside the optimizer's own."""
+    """The same in a space that names a momentum of 0.8 beside the optimizer's own."""
     from benchmarks.tuned import run
 
     space = replace(SearchSpace.load(task.space), momentum=(0.8,))
@@ -103,6 +110,10 @@ def _shorter(task: Task, settings: dict[str, Any], seed: int) -> Row:
 
 def _each_rate(task: Task) -> list[Settings]:
     return [{"rate": rate} for rate in task.rates]
+
+
+def _abruptly(task: Task) -> list[Settings]:
+    return [{"warmup": 0.1, "decay": 0.4}]
 
 
 def _once(task: Task) -> list[Settings]:
@@ -131,7 +142,8 @@ METHODS: Final = {
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
         Method("horizon-averaged", "ours", _averaged, _once),
         Method("horizon-short", "ours", _shorter, _once),
-        Method("horizon-momentum", "ours", _with_momentum, _once),
+        Method("horizon-abrupt", "ours", _abrupt, _abruptly),
+        Method("horizon-momentum", "ours", _with_momentum, _abruptly),
         Method("autolrs", "ours", partial(_ours, "autolrs"), _once),
     )
 }

@@ -37,14 +37,16 @@ method (for a schedule: seven peak rates) is run with the first seed; its two be
 seed; the better of these by mean validation loss is its line. Development tasks are those that `horizon`'s defaults
 were chosen on, with other seeds, or with their results in view; the others only confirm. `vit_digits`, `gru_weather`,
 `finetune_digits` and `glove_tokens` were confirmation for the defaults of commit f45c3e0 (test loss over the best
-schedule's, geometric mean 1.133 [1.085, 1.182]) and are development since.
+schedule's, geometric mean 1.133 [1.085, 1.182]) and are development since. `diamonds_resnet` and `photo_denoiser` were
+meant to confirm too, but the first rows on them showed what was wrong with those defaults.
 
 *search*: updates beyond the kept ones, as a share of them: for a method with settings the runs that were thrown away,
 for autolrs its probes (less those adopted as training) and roll-backs. *wall*: mean of one run, in seconds on one
 thread of a busy machine. Ratios are of losses, paired by seed, geometric means with 95 % intervals (Student's t over
 seeds); below 1 is better. *best schedule* is the one with the lowest mean validation loss of all families.
 *averaged weights*: `average=True`, `horizon` whose final weights are an average of the kept ones where that has the
-lower validation loss; the run is the same.
+lower validation loss; the run is the same. *horizon-abrupt*: the defaults of commit f45c3e0, whose probes warm up over
+a tenth of their steps; *horizon-momentum*: those, in a space that names a momentum.
 """
 
 

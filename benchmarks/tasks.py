@@ -79,8 +79,8 @@ _SHORT: Final = (
     Task("gru_weather", "benchmarks.problems.gru_weather", "adam", half_decades(-8), development=True),
     Task("finetune_digits", "benchmarks.problems.finetune_digits", "adamw", half_decades(-8), development=True),
     Task("glove_tokens", "benchmarks.problems.glove_tokens", "adagrad", half_decades(-6), 1e-2, development=True),
-    Task("diamonds_resnet", "benchmarks.problems.diamonds_resnet", "sgd", half_decades(-6)),
-    Task("photo_denoiser", "benchmarks.problems.photo_denoiser", "adam", half_decades(-7)),
+    Task("diamonds_resnet", "benchmarks.problems.diamonds_resnet", "sgd", half_decades(-6), development=True),
+    Task("photo_denoiser", "benchmarks.problems.photo_denoiser", "adam", half_decades(-7), development=True),
     Task("stress_lstm", "benchmarks.problems.stress_lstm", "rmsprop", half_decades(-8), default_rate=1e-2),
     Task("finetune_towns", "benchmarks.problems.finetune_towns", "adamw", half_decades(-9)),
 )

@@ -77,10 +77,12 @@ def bowl(best):
     st.sampled_from((0.0, 0.1, 0.5)),
     st.sampled_from((0.05, 0.4, 0.5)),
     st.sampled_from((0.0, 0.32)),
+    st.sampled_from((0.0, 0.01, 0.05, 0.6)),
 )
-def test_a_probe_is_the_run_in_small(steps, length, warmup, decay, gamma):
+def test_a_probe_is_the_run_in_small(steps, length, warmup, decay, gamma, own):
     strategy = quiet(length=length, warmup=warmup, decay=decay, gamma=gamma, adopt=True)
-    record = engine.apply(started(settings_of(steps, 1.0)), Opened(0, 0))
+    run = settings_of(steps, 1.0, space=replace(SPACE, warmup=own))
+    record = engine.apply(started(run), Opened(0, 0))
     probe = engine.decide(record, strategy)
     assert isinstance(probe, Probe)
     assert probe.length == min(steps, max(10, round(length * steps)))
@@ -88,7 +90,9 @@ def test_a_probe_is_the_run_in_small(steps, length, warmup, decay, gamma):
     assert small.steps == probe.length
     peak = probe.rate * (steps / probe.length) ** gamma
     plateau = probe.length - max(1, round(decay * probe.length))
-    warm = min(round(warmup * probe.length), plateau)
+    # As many steps as the run has, but at least a tenth of the probe and at most the share that is given.
+    warm = round(min(warmup * probe.length, max(round(own * steps), 0.1 * probe.length)))
+    warm = min(warm, plateau)
     assert probe.keep == plateau
     for step in range(probe.length):
         if step < warm:
@@ -103,7 +107,8 @@ def test_a_probe_is_the_run_in_small(steps, length, warmup, decay, gamma):
 
 def test_only_a_run_from_the_start_warms_up():
     strategy = quiet(later=(0.5,), warmup=0.3)
-    record, _ = search(started(settings_of(400, 0.6)), strategy, bowl(0.1))
+    run = settings_of(400, 0.6, space=replace(SPACE, warmup=0.2))
+    record, _ = search(started(run), strategy, bowl(0.1))
     _, said = search(trained(record, 200), strategy, bowl(0.1))
     assert Schedule(said[0].pieces)(0) == said[0].rate * (200 / said[0].length) ** strategy.gamma
 

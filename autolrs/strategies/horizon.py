@@ -64,6 +64,9 @@ from autolrs.strategies.common import (
 ENOUGH: Final = 4
 """Probes of rates before another momentum is tried."""
 
+LEAST_WARMUP: Final = 0.1
+"""Share of a probe that its rate rises where the run has no warm-up: the probe's rate is above the run's."""
+
 
 @dataclass(frozen=True)
 class Horizon:
@@ -73,7 +76,8 @@ class Horizon:
         length: steps of a probe, as a share of the run's steps.
         shortest: steps of a probe at least, whatever the share.
         gamma: the best rate falls as length^-gamma; a probe's rate is the candidate's times (R/m)^gamma.
-        warmup: share of a probe that its rate rises.
+        warmup: share of a probe that its rate rises at most. It rises for as many steps as the run's would: a network
+            that is given fewer breaks at rates that the run can take.
         decay: share of a probe that its rate decays.
         first_share: share of the budget that the first search may spend.
         adopt: keep the winner's plateau as training (cheaper); False: start again from the checkpoint (better).
@@ -91,8 +95,8 @@ class Horizon:
     length: float = 0.04
     shortest: int = 10
     gamma: float = 0.25
-    warmup: float = 0.1
-    decay: float = 0.4
+    warmup: float = 0.5
+    decay: float = 0.5
     first_share: float = 0.8
     adopt: bool = False
     prune_losers: bool = True
@@ -269,9 +273,14 @@ class Horizon:
         """The rest of the run in small, in offsets, and the offset at which its plateau ends."""
         stretched = rate * ((settings.steps - stage.start) / length) ** self.gamma
         plateau = length - max(1, round(self.decay * length))
-        warmup = min(round(self.warmup * length), plateau) if stage.start == 0 else 0
+        warmup = min(self._warmup(settings, length), plateau) if stage.start == 0 else 0
         decay = (length - plateau) / length
         return base_pieces("wsd", rate=stretched, start=0, stop=length, warmup=warmup, decay=decay), plateau
+
+    def _warmup(self, settings: Settings, length: int) -> int:
+        """Steps that the rate of a probe of the run's beginning rises."""
+        own = round(settings.space.warmup * settings.steps)
+        return round(min(self.warmup * length, max(own, LEAST_WARMUP * length)))
 
     def _incumbent(self, record: Record, stage: Stage) -> int | None:
         """Number of the trial that would win if the search ended now: its plateau is worth keeping in memory."""
