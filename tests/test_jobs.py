@@ -251,7 +251,7 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     users = {"RAY_AUTH_MODE": "disabled"} if request.param == "open" else secret
     binaries = str(Path(sys.executable).parent)
     patience = {"RAY_agent_register_timeout_ms": "120000"}  # on a busy machine
-    own = {"PATH": f"{binaries}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    own = {"PATH": f"{binaries}:{os.environ['PATH']}"}
     environment = os.environ | users | own | patience
     command = [f"{binaries}/ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
     options = ["--node-ip-address=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]

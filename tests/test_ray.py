@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from ray_loops import HORIZON, local_ray, one_thread, run_on_ray, story
+from ray_loops import HORIZON, local_ray, run_on_ray, story
 from torch.utils.data import DataLoader, TensorDataset
 from tuned_loops import SEARCH, build, data, loop, run, update
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True, scope="module")
 def _ray() -> Iterator[None]:
-    with one_thread(), local_ray():
+    with local_ray():
         yield
 
 
@@ -202,8 +202,7 @@ def test_functions_of_a_script_and_of_main_run_as_they_do_serially(tmp_path: Pat
         (*script, *name, "script", "--executor", "ray"),
         (sys.executable, "program.py"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen(command, cwd=tmp_path, env=environment) for command in commands]
+    running = [subprocess.Popen(command, cwd=tmp_path) for command in commands]
     assert [process.wait(120) for process in running] == [0, 0, 0]
     found = []
     for storage in ("serial", "script", "main"):

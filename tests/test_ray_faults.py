@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from ray_loops import HORIZON, local_ray, one_thread, run_on_ray, story
+from ray_loops import HORIZON, local_ray, run_on_ray, story
 from tuned_loops import loop, run, wait_for
 
 from autolrs import Session, Study, load_study
@@ -29,12 +29,6 @@ from autolrs.storage import StudyStore
 
 PATIENCE = 4.0
 """Seconds without a step before a worker counts as hung."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -308,8 +302,6 @@ DRIVER = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
 from ray_loops import HORIZON, run_on_ray
 from tuned_loops import loop
 
@@ -334,7 +326,7 @@ def name_of(process: psutil.Process) -> str:
 def test_a_driver_is_killed_and_run_again(moment: str, tmp_path: Path, whole: Any) -> None:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(tests=str(Path(__file__).parent), storage=str(tmp_path)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PACE": "0.1"}  # slow: the kept run must not end meanwhile
+    environment = os.environ | {"PACE": "0.1"}  # slow: the kept run must not end meanwhile
     event = "Probed" if moment == "a probe" else "Trained"
 
     def has_come_far() -> bool:
