@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ray_loops import HORIZON, local_ray, run_on_ray, story
 from tuned_loops import loop, run, wait_for
 
 from autolrs import Session, Study, load_study
-from autolrs.distributed import members
+from autolrs.distributed import crew, members
 from autolrs.distributed.cluster import RayExecutor
 from autolrs.errors import StoppedError
 from autolrs.records import Issued, RolledBack
@@ -251,11 +252,14 @@ def test_a_worker_that_never_came_is_asked_for_again_when_a_node_is_gone(
     expected = story(run_on_ray(tmp_path / "whole", **HORIZON))
     holders = [Holder.remote() for _ in range(3)]
     taken = ray.get([holder.node.remote() for holder in holders])
+    hired = threading.Event()
+    monkeypatch.setattr(crew, "hire", lambda *asked: (members.hire(*asked), hired.set())[0])
 
     def act() -> None:
-        time.sleep(5)
-        told = asked_again()
         try:
+            assert hired.wait(60)
+            time.sleep(5)
+            told = asked_again()
             cluster.remove_node(next(n for n in cluster.worker_nodes if n.node_id == taken[0]), allow_graceful=False)
             wait_for(asked_again, seconds=60)
             before.append(told)
@@ -269,6 +273,24 @@ def test_a_worker_that_never_came_is_asked_for_again_when_a_node_is_gone(
     thread.join()
     assert before == [False], "as long as all nodes are there, it waits its turn"
     assert story(study) == expected
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_lead_never_came_and_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other worker waits for it, for it is the first; and not for the one that was given up."""
+    monkeypatch.setattr(members, "STRANDED", 10.0)  # by then the other one is there
+    hired: list[int] = []
+
+    def hire(number: int, executor: RayExecutor, *more: Any) -> members.Member:
+        nowhere = {} if hired else {"a resource of a node that is gone": 1}
+        hired.append(number)
+        member = members.hire(number, replace(executor, resources={"CPU": 1, **nowhere}), *more)
+        return replace(member, nodes=member.nodes | {"a node that is gone"}) if nowhere else member
+
+    expected = story(run_on_ray(tmp_path / "whole", workers=2, **HORIZON))
+    monkeypatch.setattr(crew, "hire", hire)
+    assert story(run_on_ray(tmp_path / "late", workers=2, **HORIZON)) == expected
+    assert hired == [0, 1, 0]
 
 
 # Memory

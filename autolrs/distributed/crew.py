@@ -166,12 +166,9 @@ class Crew:
         Raises:
             StoppedError: too many died at the same instruction.
         """
-        self._members.remove(member)
-        member.kill()
+        self._remove(member)
         if member.leaving:
             return
-        if self._lead is member:
-            self._lead = None
         task, what = member.task, _named(member.task)
         if task is not None and member.done:
             self._director.tell(Lost(member.done))
@@ -192,9 +189,14 @@ class Crew:
         log.warning(
             "worker %d did not come, and a node that it may have waited for is gone: asked again", member.number
         )
+        self._remove(member)
+        self._vacancies.append((time.monotonic(), member.number))
+
+    def _remove(self, member: Member) -> None:
         self._members.remove(member)
         member.kill()
-        self._vacancies.append((time.monotonic(), member.number))
+        if self._lead is member:
+            self._lead = None  # nobody is to wait for it
 
     # Reports
 
@@ -277,8 +279,7 @@ class Crew:
         self._director.tell(event)
 
     def _over(self, member: Member, ended: Ended) -> Ended:
-        self._members.remove(member)
-        member.kill()
+        self._remove(member)
         if ended.error is not None:
             error = unpack_error(ended.error)
             if self._halted and isinstance(error, StoppedError):

@@ -131,7 +131,8 @@ def hire(number: int, executor: RayExecutor, setup: bytes, seen: int) -> Member:
 
     paths = [path for path in sys.path if path and Path(path).exists()]
     kind = ray.remote(Worker).options(max_restarts=0, max_concurrency=4, **executor.options())
-    member = Member(number, kind.remote(setup, paths, executor.threads), seen, _alive())
+    nodes = _alive()  # before it is asked for: a node that goes meanwhile may be the one that Ray chose
+    member = Member(number, kind.remote(setup, paths, executor.threads), seen, nodes)
     member.send(None)
     return member
 
