@@ -91,16 +91,19 @@ class Crew:
         self._hire()
         with _one_thread():
             warm_up()  # while the workers begin
+        reports: list[tuple[Member, Report]] = []
         while True:
-            self._hire()
-            self._dispatch()
-            for member, report in self._reports():
-                ended = self._hear(member, report)
-                if ended is not None and ended.result is not None:
-                    from ray import cloudpickle
+            with self._store.lagging():  # the workers are at work when it waits for the disk
+                for member, report in reports:
+                    ended = self._hear(member, report)
+                    if ended is not None and ended.result is not None:
+                        from ray import cloudpickle
 
-                    return cloudpickle.loads(ended.result)
-            self._stop_if_asked()
+                        return cloudpickle.loads(ended.result)
+                self._stop_if_asked()
+                self._hire()
+                self._dispatch()
+            reports = self._reports()
 
     def halt(self, reason: str) -> None:
         """Stop soon, everything saved. Safe to call from a signal handler."""
