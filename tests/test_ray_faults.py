@@ -238,7 +238,10 @@ def test_a_node_is_lost(how: str, tmp_path: Path, cluster: Cluster) -> None:
 def test_a_worker_that_never_came_is_asked_for_again_when_a_node_is_gone(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All nodes are taken, so the worker waits; one of them goes, and only later does another become free."""
+    """All nodes are taken, so the worker waits; one of them goes, and only later does another become free.
+
+    Mostly Ray goes on waiting; sometimes it says that the worker died, for it had chosen that very node.
+    """
     monkeypatch.setattr(members, "STRANDED", 3.0)
 
     @ray.remote(num_cpus=1)
@@ -247,7 +250,7 @@ def test_a_worker_that_never_came_is_asked_for_again_when_a_node_is_gone(
             return str(ray.get_runtime_context().get_node_id())
 
     def asked_again() -> bool:
-        return "worker 0 did not come" in caplog.text
+        return any(f"worker 0 {what}" in caplog.text for what in ("did not come", "is lost as they began"))
 
     expected = story(run_on_ray(tmp_path / "whole", **HORIZON))
     holders = [Holder.remote() for _ in range(3)]
