@@ -32,12 +32,14 @@ class Backend:
     Attributes:
         hold: context in which writes wait to be made in one piece, where the storage can.
         unsynced: context in which writes are made at once, but need not be on the disk, where that is quicker.
+        lagging: the same, but at its end all of it is on the disk.
         points: intermediate values to write for each trial.
     """
 
     storage: BaseStorage
     hold: Callable[[], AbstractContextManager[None]] = nullcontext
     unsynced: Callable[[], AbstractContextManager[None]] = nullcontext
+    lagging: Callable[[], AbstractContextManager[None]] = nullcontext
     points: int = SQL_POINTS
     close: Callable[[], None] = lambda: None
 
@@ -72,7 +74,7 @@ def open_journal(path: Path, *, readonly: bool) -> Backend:
             clear_stale_lock(path)
         check_journal(path, repair=not readonly)
     journal = Journal(path)
-    return Backend(JournalStorage(journal), journal.hold, journal.unsynced, POINTS)
+    return Backend(JournalStorage(journal), journal.hold, journal.unsynced, journal.lagging, POINTS)
 
 
 def open_sql(url: str, *, readonly: bool) -> Backend:

@@ -26,10 +26,21 @@ def manifest(kind: str, command: str, *, workers: int, resources: Mapping[str, f
 
     if kind not in _KINDS:
         raise UnknownNameError.of("manifest", kind, _KINDS)
-    valid = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "autolrs"
-    tree = _KINDS[kind](command, workers, resources, valid, version)
+    tree = _KINDS[kind](command, workers, resources, _label(name), version)
     text: str = yaml.safe_dump(tree, sort_keys=False, width=10**6)
     return text
+
+
+def _label(name: str) -> str:
+    """`name` as KubeRay takes it, a DNS label of RFC 1035: it begins with a letter and does not end with a hyphen.
+
+    >>> _label("2024_Run")
+    'autolrs-2024-run'
+    """
+    label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+    if not label[:1].isalpha():
+        label = f"autolrs-{label}"
+    return label[:40].rstrip("-")
 
 
 def _kuberay(command: str, workers: int, resources: Mapping[str, float], name: str, version: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, cast
@@ -200,7 +200,8 @@ class StudyStore:
         return tuple(self._events)
 
     def append(self, event: Event) -> None:
-        """Store an event, and show it as an Optuna trial or attribute. It is on disk when this returns.
+        """Store an event, and show it as an Optuna trial or attribute. Unless within `lagging`, it is on disk when this
+        returns.
 
         Only of an `Issued`, which is worth nothing without its `Probed`, a journal does not wait to be on the disk: it
         outlives a kill, but a power cut may take it, so that the same probe is issued anew.
@@ -226,6 +227,11 @@ class StudyStore:
             with suppress(Exception):
                 self._events = self._read_events()
             raise
+
+    def lagging(self) -> AbstractContextManager[None]:
+        """Context in which events outlive a kill at once, and a power cut only when it is left: it waits for the disk
+        at its end, once, by when others can be at work."""
+        return self._backend.lagging()
 
     def heartbeat(self, payload: Mapping[str, Any]) -> None:
         """Say that the run is alive and where it is; cheap, for it does nothing within a second of the last.

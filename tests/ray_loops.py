@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from tuned_loops import SMALL, loop
 
 from autolrs import Study, tune
@@ -24,17 +23,6 @@ def local_ray(cpus: int = 2, **settings: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As many as a worker with one CPU has, without which runs are not equal bit for bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_on_ray(storage: Path, train: Any = None, *, workers: int = 1, **settings: Any) -> Study:

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import psutil
 import pytest
 import ray
 import yaml
-from jsonschema import Draft202012Validator, validate
+from jsonschema import Draft202012Validator, ValidationError, validate
 from tuned_loops import wait_for
 
 from autolrs import jobs, load_study
@@ -88,45 +89,14 @@ def test_a_cluster_that_nobody_named_or_that_does_not_answer(tmp_path: Path, mon
 # Manifests
 
 # KubeRay's ray.io/v1 RayJob as far as a manifest of ours goes: names, types and required fields as in the Go types of
-# its operator (ray-operator/apis/ray/v1), from which its CRD is generated. Anything else is refused.
+# its operator (ray-operator/apis/ray/v1), from which its CRD is generated, and what the operator itself checks besides
+# (controllers/ray/utils/validation.go). Anything else is refused. The pods in it are Kubernetes' own, with its schema.
+INT32 = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+GROUP: dict[str, Any] = {
+    "rayStartParams": {"type": "object", "additionalProperties": {"type": "string"}},
+    "template": {"type": "object"},
+}
 RAYJOB: dict[str, Any] = {
-    "$defs": {
-        "pod": {
-            "type": "object",
-            "required": ["spec"],
-            "properties": {
-                "spec": {
-                    "type": "object",
-                    "required": ["containers"],
-                    "properties": {
-                        "containers": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {
-                                "type": "object",
-                                "required": ["name", "image"],
-                                "properties": {
-                                    "name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
-                                    "image": {"type": "string"},
-                                    "resources": {
-                                        "type": "object",
-                                        "additionalProperties": {
-                                            "type": "object",
-                                            "additionalProperties": {"type": "string"},
-                                        },
-                                    },
-                                },
-                                "additionalProperties": False,
-                            },
-                        }
-                    },
-                    "additionalProperties": False,
-                }
-            },
-            "additionalProperties": False,
-        },
-        "params": {"type": "object", "additionalProperties": {"type": "string"}},
-    },
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
     "properties": {
@@ -135,15 +105,17 @@ RAYJOB: dict[str, Any] = {
         "metadata": {
             "type": "object",
             "required": ["name"],
-            "properties": {"name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}},
+            "properties": {"name": {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}},
+            "additionalProperties": False,
         },
         "spec": {
             "type": "object",
+            "required": ["rayClusterSpec"],  # there is no other cluster to run on
             "properties": {
                 "entrypoint": {"type": "string"},
-                "backoffLimit": {"type": "integer"},
-                "shutdownAfterJobFinishes": {"type": "boolean"},
-                "ttlSecondsAfterFinished": {"type": "integer"},
+                "backoffLimit": INT32,
+                "shutdownAfterJobFinishes": {"const": True},  # else ttlSecondsAfterFinished is refused
+                "ttlSecondsAfterFinished": INT32,
                 "rayClusterSpec": {
                     "type": "object",
                     "required": ["headGroupSpec"],
@@ -152,10 +124,7 @@ RAYJOB: dict[str, Any] = {
                         "headGroupSpec": {
                             "type": "object",
                             "required": ["rayStartParams", "template"],
-                            "properties": {
-                                "rayStartParams": {"$ref": "#/$defs/params"},
-                                "template": {"$ref": "#/$defs/pod"},
-                            },
+                            "properties": GROUP,
                             "additionalProperties": False,
                         },
                         "workerGroupSpecs": {
@@ -165,11 +134,10 @@ RAYJOB: dict[str, Any] = {
                                 "required": ["groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"],
                                 "properties": {
                                     "groupName": {"type": "string"},
-                                    "replicas": {"type": "integer"},
-                                    "minReplicas": {"type": "integer"},
-                                    "maxReplicas": {"type": "integer"},
-                                    "rayStartParams": {"$ref": "#/$defs/params"},
-                                    "template": {"$ref": "#/$defs/pod"},
+                                    "replicas": INT32,
+                                    "minReplicas": INT32,
+                                    "maxReplicas": INT32,
+                                    **GROUP,
                                 },
                                 "additionalProperties": False,
                             },
@@ -178,6 +146,7 @@ RAYJOB: dict[str, Any] = {
                     "additionalProperties": False,
                 },
             },
+            "dependentRequired": {"ttlSecondsAfterFinished": ["shutdownAfterJobFinishes"]},
             "additionalProperties": False,
         },
     },
@@ -193,16 +162,48 @@ def printed(kind: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return yaml.safe_load(capsys.readouterr().out)
 
 
+def check_rayjob(job: Any) -> None:
+    """Raises ValidationError: KubeRay or Kubernetes would not take it."""
+    validate(job, RAYJOB, cls=Draft202012Validator)
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["spec"]["containers"], "none is valid to Kubernetes, but not to KubeRay"
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "any"}, "template": group["template"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
 def test_the_rayjob_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     job = printed("kuberay", capsys)
     Draft202012Validator.check_schema(RAYJOB)
-    validate(job, RAYJOB, cls=Draft202012Validator)
+    check_rayjob(job)
     assert job["metadata"]["name"] == "train-it"
     assert job["spec"]["entrypoint"].startswith("python -m autolrs.cli tune pkg/My_train.py:Train_it --steps 10")
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    assert group["replicas"] == 3
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 3
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"}
+
+
+@pytest.mark.parametrize("name", ["2024_run", "9", "_", "-x-", "a" * 39 + ".b", "Größe", "autolrs"])
+@pytest.mark.parametrize("resources", [{}, {"CPU": 0.5, "GPU": 0.25}])
+def test_whatever_a_study_is_called_its_rayjob_is_valid(name: str, resources: dict[str, float]) -> None:
+    check_rayjob(yaml.safe_load(manifest("kuberay", "true", workers=1, resources=resources, name=name, version="2")))
+
+
+def test_a_rayjob_with_a_slip_is_not_valid() -> None:
+    """So that the check above means something: a misspelt field anywhere, or a number where text belongs."""
+    text = manifest("kuberay", "true", workers=1, resources={}, name="a", version="2")
+    for right, wrong in (
+        ("name: a\n", "name: 1a\n"),
+        ("minReplicas", "minimumReplicas"),
+        ("num-cpus: '0'", "num-cpus: 0"),
+        ("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"),
+        ("image:", "picture:"),
+        ("limits:", "limit:"),
+    ):
+        assert right in text
+        with pytest.raises(ValidationError):
+            check_rayjob(yaml.safe_load(text.replace(right, wrong)))
 
 
 def test_the_cluster_is_valid_by_rays_own_schema(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +251,7 @@ def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     users = {"RAY_AUTH_MODE": "disabled"} if request.param == "open" else secret
     binaries = str(Path(sys.executable).parent)
     patience = {"RAY_agent_register_timeout_ms": "120000"}  # on a busy machine
-    own = {"PATH": f"{binaries}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    own = {"PATH": f"{binaries}:{os.environ['PATH']}"}
     environment = os.environ | users | own | patience
     command = [f"{binaries}/ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
     options = ["--node-ip-address=127.0.0.1", f"--dashboard-port={port}", "--include-dashboard=true"]

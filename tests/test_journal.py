@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 
 from autolrs import journal as module
@@ -63,6 +64,50 @@ def test_unsynced_writes_at_once_and_the_next_append_waits_for_all_of_it(
     assert synced == []
     storage.set_study_user_attr(0, "b", 2)
     assert synced == [path.stat().st_size]
+
+
+def test_lagging_writes_at_once_and_waits_for_the_disk_once_at_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(path)
+    storage = JournalStorage(journal)
+    storage.create_new_study([StudyDirection.MINIMIZE], "x")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with pytest.raises(KeyError), journal.lagging():  # noqa: PT012
+        storage.set_study_user_attr(0, "a", 1)
+        with journal.unsynced():
+            storage.set_study_user_attr(0, "b", 2)
+        with journal.hold():
+            storage.set_study_user_attr(0, "c", 3)
+        assert JournalStorage(Journal(path)).get_study_user_attrs(0) == {"a": 1, "b": 2, "c": 3}
+        assert synced == []
+        raise KeyError
+    assert synced == [path.stat().st_size]
+    with journal.lagging():
+        pass
+    assert len(synced) == 1, "there was nothing to wait for"
+    storage.set_study_user_attr(0, "d", 4)
+    assert len(synced) == 2
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CheckpointError, match="No space left on device"), journal.lagging():
+        storage.set_study_user_attr(0, "e", 5)
+
+
+def test_the_file_is_opened_for_reading_only_where_it_has_grown(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, other = filled(path), JournalStorage(Journal(path))
+    read = []
+    real = JournalFileBackend.read_logs
+    monkeypatch.setattr(JournalFileBackend, "read_logs", lambda self, number: read.append(number) or real(self, number))
+    for _ in range(3):
+        assert len(storage.get_study_user_attrs(0)) == 5
+    assert read == []
+    other.set_study_user_attr(0, "late", 1)
+    assert storage.get_study_user_attrs(0)["late"] == 1
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])

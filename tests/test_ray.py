@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 from loops import Scripted
-from ray_loops import HORIZON, local_ray, one_thread, run_on_ray, story
+from ray_loops import HORIZON, local_ray, run_on_ray, story
 from torch.utils.data import DataLoader, TensorDataset
 from tuned_loops import SEARCH, build, data, loop, run, update
 
-from autolrs import Session
+from autolrs import Session, journal
 from autolrs.distributed.cluster import check_store
+from autolrs.distributed.members import Member
 from autolrs.errors import IdentityError, SettingError, StoppedError, UnfinishedError
 from autolrs.records import Issued, Trained
 from autolrs.storage import StudyStore
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True, scope="module")
 def _ray() -> Iterator[None]:
-    with one_thread(), local_ray():
+    with local_ray():
         yield
 
 
@@ -204,8 +205,7 @@ def test_functions_of_a_script_and_of_main_run_as_they_do_serially(tmp_path: Pat
         (*script, *name, "script", "--executor", "ray"),
         (sys.executable, "program.py"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = [subprocess.Popen(command, cwd=tmp_path, env=environment) for command in commands]
+    running = [subprocess.Popen(command, cwd=tmp_path) for command in commands]
     assert [process.wait(120) for process in running] == [0, 0, 0]
     found = []
     for storage in ("serial", "script", "main"):
@@ -317,6 +317,25 @@ def test_max_seconds_stops_resumable_and_the_run_goes_on_to_the_same_end(tmp_pat
     study = run_on_ray(tmp_path / "ray", **settings)
     assert story(study) == story(run(tmp_path / "serial", **settings))
     assert study.cost.lost_steps == 0
+
+
+def test_the_driver_waits_for_the_disk_once_a_probe_and_while_the_worker_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, wait, send = journal._append, journal._sync, Member.send
+    told: list[str] = []
+
+    def appended(path: Path, data: bytes, *, sync: bool) -> None:
+        told.append("waits for an event" if sync else "event")
+        append(path, data, sync=sync)
+
+    monkeypatch.setattr(journal, "_append", appended)
+    monkeypatch.setattr(journal, "_sync", lambda path: (told.append("waits"), wait(path)))
+    monkeypatch.setattr(Member, "send", lambda self, *order: (told.append("order"), send(self, *order)))
+    run_on_ray(tmp_path)
+    orders = [number for number, what in enumerate(told) if what == "order"]
+    between = [told[a + 1 : b] for a, b in pairwise(orders[2:6])]  # after the beginning, and the stage's: three probes
+    assert between == [["waits", "event", "event", "event"]] * 2 + [["waits", "event", "event"]]
 
 
 # Before anything is paid

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_loops import local_ray, one_thread, story
+from ray_loops import local_ray, story
 
 from autolrs import tune
 from autolrs.scripts import load_file
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(autouse=True, scope="module")
 def _ray() -> Iterator[None]:
-    with one_thread(), local_ray(4):  # more than two, for the workers of the run before may not be gone yet
+    with local_ray(4):  # more than two, for the workers of the run before may not be gone yet
         yield
 
 

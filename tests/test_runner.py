@@ -408,25 +408,45 @@ KINDS = ("Started", "Opened", "Issued", "Probed", "Decided", "Trained")
 def test_a_run_that_breaks_off_after_any_event_ends_the_same(
     strategy: Scripted, epochs: int | None, memory: int
 ) -> None:
-    def go(store: MemoryStore, callback: On | None = None) -> Run:
-        callbacks = [callback] if callback else []
+    def go(store: MemoryStore, *callbacks: On) -> Run:
         session = session_of(24, strategy, store=store, callbacks=callbacks, every=9, replay_memory=memory)
         return tuned_run(session, lambda: shuffled(own=True), validate=True, epochs=epochs)
 
     store = MemoryStore()
     whole = go(store)
-    broken = 0
-    for number, event in enumerate(store.events):
-        if type(event).__name__ in KINDS:
-            again = MemoryStore()
-            with pytest.raises(StoppedError):
-                go(again, On(lambda record, event, again=again, number=number: stop_after(number + 1, again)))
-            run = go(again)
-            assert run.end == whole.end
-            assert schedule_of(run.session) == schedule_of(whole.session)
-            assert run.kept == whole.kept[len(whole.kept) - len(run.kept) :]
-            broken += 1
-    assert broken > 12
+    after = [number for number, event in enumerate(store.events, 1) if type(event).__name__ in KINDS]
+    assert len(after) > 12
+    check_broken_off(go, whole, after)
+
+
+def test_a_run_on_two_threads_that_breaks_off_ends_the_same() -> None:
+    """Sums over a batch come out differently than on one thread, but every time the same."""
+
+    def go(store: MemoryStore, *callbacks: On) -> Run:
+        session = session_of(24, Scripted(length=5), store=store, callbacks=callbacks, every=9)
+        return tuned_run(session, shuffled, validate=True)
+
+    alone = go(MemoryStore())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = go(MemoryStore())
+        assert whole.end[0] != alone.end[0], "else this would show nothing"
+        check_broken_off(go, whole, [4, 8])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_broken_off(go: Callable[..., Run], whole: Run, after: Iterable[int]) -> None:
+    """Runs that break off after so many events, and go on, end as the whole one."""
+    for events in after:
+        store = MemoryStore()
+        with pytest.raises(StoppedError):
+            go(store, On(lambda record, event, store=store, events=events: stop_after(events, store)))
+        run = go(store)
+        assert run.end == whole.end
+        assert schedule_of(run.session) == schedule_of(whole.session)
+        assert run.kept == whole.kept[len(whole.kept) - len(run.kept) :]
 
 
 def stop_after(events: int, store: MemoryStore) -> None:

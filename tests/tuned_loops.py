@@ -27,8 +27,6 @@ from autolrs import Session, Study, tune
 from autolrs.schedules import Schedule
 from autolrs.space import SearchSpace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 SEARCH = Scripted(rates=(3e-3, 1e-2, 1e-3), length=10, keep=6)
 SPACE = SearchSpace("toy", (1e-4, 1e-1), initial=3e-3, schedule="wsd", warmup=0.05)
 
@@ -172,7 +170,6 @@ def outcome(storage: Path) -> dict[str, Any]:
 
 
 def _work(storage: Path, settings: dict[str, Any], hooks: tuple[Hook, ...], loop_settings: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
     for hook in hooks:
         hook()
     try:

@@ -91,16 +91,19 @@ class Crew:
         self._hire()
         with _one_thread():
             warm_up()  # while the workers begin
+        reports: list[tuple[Member, Report]] = []
         while True:
-            self._hire()
-            self._dispatch()
-            for member, report in self._reports():
-                ended = self._hear(member, report)
-                if ended is not None and ended.result is not None:
-                    from ray import cloudpickle
+            with self._store.lagging():  # the workers are at work when it waits for the disk
+                for member, report in reports:
+                    ended = self._hear(member, report)
+                    if ended is not None and ended.result is not None:
+                        from ray import cloudpickle
 
-                    return cloudpickle.loads(ended.result)
-            self._stop_if_asked()
+                        return cloudpickle.loads(ended.result)
+                self._stop_if_asked()
+                self._hire()
+                self._dispatch()
+            reports = self._reports()
 
     def halt(self, reason: str) -> None:
         """Stop soon, everything saved. Safe to call from a signal handler."""
@@ -166,12 +169,9 @@ class Crew:
         Raises:
             StoppedError: too many died at the same instruction.
         """
-        self._members.remove(member)
-        member.kill()
+        self._remove(member)
         if member.leaving:
             return
-        if self._lead is member:
-            self._lead = None
         task, what = member.task, _named(member.task)
         if task is not None and member.done:
             self._director.tell(Lost(member.done))
@@ -192,9 +192,14 @@ class Crew:
         log.warning(
             "worker %d did not come, and a node that it may have waited for is gone: asked again", member.number
         )
+        self._remove(member)
+        self._vacancies.append((time.monotonic(), member.number))
+
+    def _remove(self, member: Member) -> None:
         self._members.remove(member)
         member.kill()
-        self._vacancies.append((time.monotonic(), member.number))
+        if self._lead is member:
+            self._lead = None  # nobody is to wait for it
 
     # Reports
 
@@ -277,8 +282,7 @@ class Crew:
         self._director.tell(event)
 
     def _over(self, member: Member, ended: Ended) -> Ended:
-        self._members.remove(member)
-        member.kill()
+        self._remove(member)
         if ended.error is not None:
             error = unpack_error(ended.error)
             if self._halted and isinstance(error, StoppedError):

@@ -53,14 +53,18 @@ class Member:
     done: int = 0
     loss: float = 0.0
     moved: float = field(default_factory=time.monotonic)
+    _talk: Any = None
     _pulse: Any = None
     _felt: Pulse | None = None
     _asked: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._talk = self.actor.talk.options(num_returns=2)
+
     def send(self, order: Order | None, state: Any = None) -> None:
         """Give an order; None: begin. `state`: reference to the state that the order starts from."""
         self.idle, self.done, self.moved = False, 0, time.monotonic()
-        self.talk, self.blob = self.actor.talk.options(num_returns=2).remote(order, state)
+        self.talk, self.blob = self._talk.remote(order, state)
 
     def dismiss(self) -> None:
         """Send it away; it reports once more, that it has left."""
@@ -131,7 +135,8 @@ def hire(number: int, executor: RayExecutor, setup: bytes, seen: int) -> Member:
 
     paths = [path for path in sys.path if path and Path(path).exists()]
     kind = ray.remote(Worker).options(max_restarts=0, max_concurrency=4, **executor.options())
-    member = Member(number, kind.remote(setup, paths, executor.threads), seen, _alive())
+    nodes = _alive()  # before it is asked for: a node that goes meanwhile may be the one that Ray chose
+    member = Member(number, kind.remote(setup, paths, executor.threads), seen, nodes)
     member.send(None)
     return member
 
