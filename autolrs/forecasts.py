@@ -116,7 +116,8 @@ class Forecasts:
         for i in range(n):
             mixed = [(table[i], float(shares[i])) for table, (_, shares) in zip(tables, used, strict=True) if shares[i]]
             knots = np.sort(np.concatenate([x for x, _ in mixed]))
-            out[i] = _at_levels(sum(share * _cdf(knots, x) for x, share in mixed), knots)
+            level = np.asarray(sum(share * _cdf(knots, x) for x, share in mixed))
+            out[i] = _at_levels(level, knots)
         return cls.tabulated(parts[0].at, out, log, median=median)
 
     def widened(self, factor: ArrayLike) -> Forecasts:
