@@ -239,11 +239,11 @@ def _tails(row: Array) -> tuple[float, float]:
 def _cdf(x: Array, row: Array) -> Array:
     level = np.interp(x, row, LEVELS)
     below, above = x < row[0], x > row[-1]
-    if below.any() or above.any():
-        low, high = _tails(row)
-        with np.errstate(over="ignore"):
-            level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / low)
-            level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / high)
+    with np.errstate(over="ignore"):
+        if below.any():
+            level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / _tails(row)[0])
+        if above.any():
+            level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / _tails(row)[1])
     return level
 
 

@@ -2,14 +2,15 @@
 
 Two kinds of back-tests have a known answer: the end of each curve itself, forecast from its first part, and the end
 of each curve of the history, forecast from as large a share as is seen of the curves in question. A model's weight is
-its prior weight times its predictive densities there. The history also tells how sharp the average should be.
+its prior weight times its predictive densities there. The history also tells how sharp the average should be. Without
+a history curves are not tested on themselves: on real curves that changed no score, and took half of the time.
 
 The laws are about whole runs, so they are judged on the run as well: its last tenth, forecast from its first half and
 from its first three quarters, by them and by all others. They join only if they win there and on the curves together.
 
 Notation
     k, n, h   models, curves, curves of the history that can be cut
-    own       log density of a curve's end, given its first part                  (k, n)
+    own       log density of a curve's end, given its first part; 0 if not tested (k, n)
     past      log density of the history's ends, given their first parts         (k, h)
     run       log density of the run's last tenth, given its first parts, summed  (k,)
     z         normal scores of the history's ends in the average's forecasts      (h,)
@@ -81,7 +82,7 @@ class Auto:
     """
 
     models: tuple[CurveModel, ...] = field(default_factory=lambda: (Bayes(), PFN()))
-    priors: tuple[float, ...] = (1 / 3, 2 / 3)
+    priors: tuple[float, ...] = (0.2, 0.8)
     law: Law | None = field(default_factory=Law)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,8 @@ class Auto:
             ValueError: `curves` and `at` differ in length.
         """
         horizons = [float(offset) for _, offset in zip(curves, at, strict=True)]
-        tails = {i: test for i, curve in enumerate(curves) if (test := _cut(curve, SEEN)) is not None}
+        tested = list(curves) if history else []
+        tails = {i: test for i, curve in enumerate(tested) if (test := _cut(curve, SEEN)) is not None}
         share = _share(curves, horizons)
         cuts = [test for curve in history if (test := _cut(curve, share)) is not None]
         law = self.law if self.law and schedule and history and not self.law.ready(history) else None
@@ -158,6 +160,8 @@ class _Questions:
 
     def scores(self, answer: Forecasts) -> list[float]:
         """Log densities of the tests' truths, each over its own size, clipped."""
+        if not self.tests:
+            return []
         return _densities(_rows(answer, slice(len(self.curves), None)), [test.truth for test in self.tests])
 
 

@@ -13,11 +13,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autolrs.curves.pfn.network import PATCH, TOKEN_FEATURES, Array, Block, Network, Normalised
+from autolrs.curves.pfn.network import PATCH, TOKEN_FEATURES, Array, Block, Network, Normalised, normalise
 from autolrs.curves.points import MOST
+
+__all__ = ["CONTEXT", "Forward", "forward", "normalise"]
 
 CONTEXT: Final = -(-MOST // PATCH)
 """Tokens of the longest curve."""
@@ -74,7 +77,7 @@ class Forward:
         row = np.zeros(n * padded, dtype=np.intp)  # of what is not held: any
         row[kept] = np.arange(len(kept))
         asking = row[CONTEXT::padded]
-        kept, asking = (np.resize(rows, max(len(rows), _FEWEST)) for rows in (kept, asking))
+        kept, asking = _enough(kept), _enough(asking)
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             rows = F.linear(torch.from_numpy(features.reshape(n * padded, -1)[kept]), self._read)
             index = tuple(torch.from_numpy(i) for i in (kept, row, asking))
@@ -108,6 +111,11 @@ class Forward:
             up = F.gelu(F.linear(torch.layer_norm(x, width, *layer.before_perceptron), *layer.up))
             x = x + F.linear(up, *layer.down)
         return F.linear(torch.layer_norm(x, width, *self._norm), *self._head)
+
+
+def _enough(rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """At least `_FEWEST` rows: over again from the first."""
+    return rows if len(rows) >= _FEWEST else np.resize(rows, _FEWEST)
 
 
 def _affine(module: nn.Module) -> _Affine:

@@ -133,8 +133,7 @@ def network(weights: Path | None = None) -> Network:
 
 def _quantiles(network: Network, points: Sequence[Points], ahead: Array) -> Array:
     """Quantiles of the curves' log y where that is known, else of y.   (n, K)"""
-    from autolrs.curves.pfn.forward import forward
-    from autolrs.curves.pfn.network import normalise
+    from autolrs.curves.pfn.forward import forward, normalise
 
     n = len(points)
     u, values, noise = np.zeros((n, MOST)), np.zeros((n, MOST)), np.zeros(n)
