@@ -124,7 +124,8 @@ class Auto:
         past = min(1.0, PAST / max(len(cuts), 1)) * scores[:, slice(*ends)].sum(axis=1)
         believed = (np.log(self.priors) + past)[:, None]
         logits = np.repeat(believed, len(curves), axis=1)
-        logits[:, list(tails)] += own
+        if tails:
+            logits[:, list(tails)] += own
         known = [_rows(answer, slice(len(curves) + ends[0], len(curves) + ends[1])) for answer in answers]
         answers = [_rows(answer, slice(len(curves))) for answer in answers]
         if law:
