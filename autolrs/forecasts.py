@@ -11,6 +11,7 @@ ones it falls exponentially from where it was. So parametric, binned and mixed f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,9 +27,12 @@ Array = NDArray[np.float64]
 LEVELS: Final[Array] = 1.0 / (1.0 + np.exp(-np.linspace(-9.2, 9.2, 129)))
 """Evenly spaced in the logit from 1e-4 to 1 - 1e-4; the middle one is the median."""
 
+_MIDDLE: Final = len(LEVELS) // 2  # of them: the median
 _ONE_STD: Final = (0.15865525393145707, 0.8413447460685429)  # levels of a normal at -1 and +1 deviation
 _BARS: Final = 0.5 * (np.diff(LEVELS, prepend=-LEVELS[0]) + np.diff(LEVELS, append=1.0 + LEVELS[0]))  # of the mean
 _NARROWEST: Final = 1e-12  # width of a bar over the coordinate's size: a certain forecast has a density all the same
+_HUGE: Final = 1e200  # quantiles whose slopes might overflow
+_TAIL: Final = float(LEVELS[0] / (LEVELS[1] - LEVELS[0]))  # scale of a tail over the width of the bar beside it
 _WIDEST: Final = float(np.finfo(np.float64).max)  # scale of a tail
 
 
@@ -60,16 +64,24 @@ class Forecasts:
         return Forecast(float(self.at[index]), float(self.mean[index]), float(self.std[index]))
 
     @classmethod
-    def tabulated(cls, at: ArrayLike, table: Array, log: ArrayLike = False) -> Forecasts:
-        """From quantiles at `LEVELS`, in log loss where `log` holds, else in loss.   table: (n, K)"""
+    def tabulated(cls, at: ArrayLike, table: Array, log: ArrayLike = False, *, median: bool = False) -> Forecasts:
+        """From quantiles at `LEVELS`, in log loss where `log` holds, else in loss.   table: (n, K)
+
+        `median`: is the `mean`, as of tails that are too heavy for one.
+        """
         at = np.asarray(at, dtype=np.float64)
         in_log = np.asarray(log, dtype=bool)
         in_log = in_log if in_log.shape == at.shape else np.full(at.shape, in_log)
+        x = np.empty((3, len(table)))
         with np.errstate(over="ignore", invalid="ignore"):
-            x = np.stack([table @ _BARS, *((1 - share) * table[:, i] + share * table[:, i + 1] for i, share in _SIDES)])
-            mean, low, high = np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x)
-            # Of a certain forecast the two differ by rounding only, either way round.
-            return cls(at, mean, np.maximum(0.5 * (high - low), 0.0), table, in_log)
+            x[0] = table[:, _MIDDLE] if median else table @ _BARS
+            for row, (i, share) in enumerate(_SIDES, start=1):
+                x[row] = (1 - share) * table[:, i] + share * table[:, i + 1]
+            mean, low, high = np.exp(x, out=x, where=in_log)
+            # Of a certain forecast the two differ by rounding only, either way round; of nothing all is unknown.
+            std = np.maximum(0.5 * (high - low), 0.0)
+        std[np.isnan(std)] = np.inf
+        return cls(at, mean, std, table, in_log)
 
     @classmethod
     def student_t(
@@ -86,30 +98,32 @@ class Forecasts:
         return cls.tabulated(at, bar_quantiles(edges, probabilities), log)
 
     @classmethod
-    def mixture(cls, parts: Sequence[Forecasts], weights: ArrayLike) -> Forecasts:
+    def mixture(cls, parts: Sequence[Forecasts], weights: ArrayLike, *, median: bool = False) -> Forecasts:
         """Weighted mixture of forecasts of the same curves.   weights: (k,) or (k, n), of any positive sum.
 
-        In log loss where all parts are; a part without weight is left out.
+        In log loss where all parts are; a part without weight is left out. `median`: as in `tabulated`.
         """
-        w = np.broadcast_to(np.asarray(weights, dtype=np.float64).reshape(len(parts), -1), (len(parts), len(parts[0])))
+        n = len(parts[0])
+        w = np.asarray(weights, dtype=np.float64)
+        w = w if w.shape == (len(parts), n) else np.repeat(w.reshape(-1, 1), n, axis=1)
         w = w / w.sum(axis=0)
-        used = [(part, w[i]) for i, part in enumerate(parts) if w[i].any()]
-        if len(used) == 1:
+        used = [(part, shares) for part, shares in zip(parts, w, strict=True) if shares.any()]
+        if len(used) == 1 and not median:
             return used[0][0]
-        log = np.all([part._in_log for part, _ in used], axis=0)
-        tables = np.stack([part._table_in(log) for part, _ in used], axis=1)  # (n, k, K)
-        out = np.empty((len(tables), len(LEVELS)))
-        for row, (table, shares) in enumerate(zip(tables, np.array([v for _, v in used]).T, strict=True)):
-            table, shares = table[shares > 0], shares[shares > 0]
-            knots = np.sort(table, axis=None)
-            level = sum(share * _cdf(knots, x) for share, x in zip(shares, table, strict=True))
-            out[row] = _at_levels(level, knots)
-        return cls.tabulated(parts[0].at, out, log)
+        log = np.logical_and.reduce([part._in_log for part, _ in used])
+        tables = [part._table_in(log) for part, _ in used]
+        out = np.empty((n, len(LEVELS)))
+        for i in range(n):
+            mixed = [(table[i], float(shares[i])) for table, (_, shares) in zip(tables, used, strict=True) if shares[i]]
+            knots = np.sort(np.concatenate([x for x, _ in mixed]))
+            level = np.asarray(sum(share * _cdf(knots, x) for x, share in mixed))
+            out[i] = _at_levels(level, knots)
+        return cls.tabulated(parts[0].at, out, log, median=median)
 
     def widened(self, factor: ArrayLike) -> Forecasts:
         """The same medians, with all quantiles `factor` times as far away (in x).   factor: () or (n,)"""
         table = self._table
-        middle = table[:, table.shape[1] // 2, None]
+        middle = table[:, _MIDDLE, None]
         k = np.broadcast_to(np.asarray(factor, dtype=np.float64), (len(self),))[:, None]
         return type(self).tabulated(self.at, middle + k * (table - middle), self._in_log)
 
@@ -128,7 +142,7 @@ class Forecasts:
     @property
     def median(self) -> Array:
         """[loss]   (n,)"""
-        return self._loss(self._table[:, len(LEVELS) // 2, None])[:, 0]
+        return self._loss(self._table[:, _MIDDLE, None])[:, 0]
 
     def cdf(self, losses: ArrayLike) -> Array:
         """Probability of each curve's loss lying below the given one.   (n,)"""
@@ -137,10 +151,8 @@ class Forecasts:
 
     def log_prob(self, losses: ArrayLike) -> Array:
         """Log density of `losses` (n,), per unit of loss.   (n,)"""
-        x, table = self._coordinate(losses), self._table
-        density = np.array([_log_density(float(x[i]), row) for i, row in enumerate(table)])
-        with np.errstate(invalid="ignore"):
-            return np.where(self._in_log & np.isfinite(density), density - x, density)
+        rows = zip(self._coordinate(losses).tolist(), self._table, self._in_log.tolist(), strict=True)
+        return np.array([_log_density(x, row) - (x if log and math.isfinite(x) else 0.0) for x, row, log in rows])
 
     def sample(self, size: int, rng: np.random.Generator) -> Array:
         """Independent draws [loss].   (size, n)"""
@@ -168,20 +180,23 @@ class Forecasts:
         """x (n, any) as losses."""
         in_log = self._in_log[:, None]
         with np.errstate(over="ignore"):
-            return np.where(in_log, np.exp(np.where(in_log, x, 0.0)), x)
+            return np.exp(x, out=x.copy(), where=in_log)
 
     def _coordinate(self, losses: ArrayLike) -> Array:
-        y = np.broadcast_to(np.asarray(losses, dtype=np.float64), (len(self),))
+        y = np.full(len(self), losses, dtype=np.float64)
         with np.errstate(divide="ignore"):
-            return np.where(self._in_log, np.log(np.where(self._in_log, np.maximum(y, 0.0), 1.0)), y)
+            return np.log(np.maximum(y, 0.0), out=y, where=self._in_log)
 
 
 def bar_quantiles(edges: Array, probabilities: Array) -> Array:
     """Quantiles at `LEVELS` of densities that are constant on bars, see `Forecasts.bars`.   (n, K)"""
-    levels = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities, axis=1)], axis=1)
+    levels = np.zeros(edges.shape)
+    probabilities.cumsum(axis=1, out=levels[:, 1:])
     levels /= levels[:, -1:]
-    table = np.array([_at_levels(level, x) for level, x in zip(levels, edges, strict=True)])
-    return table.reshape(-1, len(LEVELS))
+    table = np.empty((len(edges), len(LEVELS)))
+    for row, level, x in zip(table, levels, edges, strict=True):
+        row[:] = _at_levels(level, x)
+    return table
 
 
 @cache
@@ -201,27 +216,34 @@ _SIDES: Final = tuple(map(_between, _ONE_STD))
 
 
 def _at_levels(level: Array, x: Array) -> Array:
-    """Quantiles at `LEVELS` from those at `level`; divided by their size, as slopes of huge losses overflow."""
-    size = float(np.abs(x).max()) or 1.0
+    """Quantiles at `LEVELS` from those at `level`."""
+    size = max(abs(float(x[0])), abs(float(x[-1])))
+    if size < _HUGE:
+        return np.interp(LEVELS, level, x)
     return np.asarray(np.interp(LEVELS, level, x / size) * size)
+
+
+def _narrowest(row: Array) -> float:
+    """Width of a bar of one table, at least."""
+    return _NARROWEST * max(1.0, abs(float(row[0])), abs(float(row[-1])))
 
 
 def _tails(row: Array) -> tuple[float, float]:
     """Scales of the exponential tails of one table: the density goes on from the outermost bars."""
-    p, least = float(LEVELS[0] / (LEVELS[1] - LEVELS[0])), _NARROWEST * max(1.0, float(np.abs(row).max()))
+    least = _narrowest(row)
     widths = float(row[1]) - float(row[0]), float(row[-1]) - float(row[-2])  # Python's floats become inf in silence
-    low, high = (min(max(p * width, least), _WIDEST) for width in widths)
+    low, high = (min(max(_TAIL * width, least), _WIDEST) for width in widths)
     return low, high
 
 
 def _cdf(x: Array, row: Array) -> Array:
     level = np.interp(x, row, LEVELS)
     below, above = x < row[0], x > row[-1]
-    if below.any() or above.any():
-        low, high = _tails(row)
-        with np.errstate(over="ignore"):
-            level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / low)
-            level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / high)
+    with np.errstate(over="ignore"):
+        if below.any():
+            level[below] = LEVELS[0] * np.exp((x[below] - row[0]) / _tails(row)[0])
+        if above.any():
+            level[above] = 1.0 - LEVELS[0] * np.exp((row[-1] - x[above]) / _tails(row)[1])
     return level
 
 
@@ -235,14 +257,13 @@ def _quantile(levels: Array, row: Array) -> Array:
 
 def _log_density(x: float, row: Array) -> float:
     """Log density in x."""
-    if not np.isfinite(row).all() or np.isnan(x) or np.isinf(x):
-        return -np.inf
-    if x < row[0]:
-        low, _ = _tails(row)
-        return float(np.log(LEVELS[0] / low) + (x - float(row[0])) / low)
-    if x > row[-1]:
-        _, high = _tails(row)
-        return float(np.log(LEVELS[0] / high) + (float(row[-1]) - x) / high)
-    bar = min(max(int(np.searchsorted(row, x, side="right")), 1), len(row) - 1)
-    width = max(float(row[bar] - row[bar - 1]), _NARROWEST * max(1.0, float(np.abs(row).max())))
-    return float(np.log((LEVELS[bar] - LEVELS[bar - 1]) / width))
+    if not (math.isfinite(x) and np.isfinite(row).all()):
+        return -math.inf
+    first, final = float(row[0]), float(row[-1])
+    if first <= x <= final:
+        bar = min(max(int(row.searchsorted(x, side="right")), 1), len(row) - 1)
+        width = max(float(row[bar] - row[bar - 1]), _narrowest(row))
+        return math.log(float(LEVELS[bar] - LEVELS[bar - 1]) / width)
+    low, high = _tails(row)
+    scale, off = (low, x - first) if x < first else (high, final - x)
+    return math.log(float(LEVELS[0]) / scale) + off / scale

@@ -64,20 +64,25 @@ def test_without_evidence_the_weights_are_the_priors():
     assert between(found) == pytest.approx(0.25, abs=0.01)
 
 
-def test_a_curve_s_own_end_decides():
+UNTOLD = [curve([1.0] * 3)]  # a history of which nothing is learned
+
+
+def test_a_curve_s_own_end_decides_once_there_is_a_history():
     # The second model is 3 deviations off on the last two of five points: exp(-4.5) against 1.
     losses = [1.0] * 20
-    found = Auto((FLAT, Constant(math.exp(-0.3))), (0.5, 0.5), law=None).extrapolate([curve(losses)], [100])
+    close = Auto((FLAT, Constant(math.exp(-0.3))), (0.5, 0.5), law=None)
+    found = close.extrapolate([curve(losses)], [100], history=UNTOLD)
     expected = density(0.0) / (density(0.0) + density(0.3))
     assert 1 - probability(found, math.exp(-0.15)) == pytest.approx(expected, abs=0.07)
-    fallen = curve([2.0] * 12 + [1.0] * 8)
-    assert between(Auto((FLAT, HALVING), (0.5, 0.5), law=None).extrapolate([fallen], [100])) < 0.01
-    assert between(Auto((FLAT, HALVING), (0.5, 0.5), law=None).extrapolate([curve(losses)], [100])) > 0.99
+    both, fallen = Auto((FLAT, HALVING), (0.5, 0.5), law=None), curve([2.0] * 12 + [1.0] * 8)
+    assert between(both.extrapolate([fallen], [100], history=UNTOLD)) < 0.01
+    assert between(both.extrapolate([curve(losses)], [100], history=UNTOLD)) > 0.99
+    assert between(both.extrapolate([fallen], [100])) == pytest.approx(0.5, abs=0.01)
 
 
 def test_each_curve_has_its_own_weights():
     both = [curve([2.0] * 12 + [1.0] * 8), curve([1.0] * 20)]
-    found = Auto((FLAT, HALVING), (0.5, 0.5), law=None).extrapolate(both, [100, 100])
+    found = Auto((FLAT, HALVING), (0.5, 0.5), law=None).extrapolate(both, [100, 100], history=UNTOLD)
     np.testing.assert_allclose(found.median, [0.5, 1.0], rtol=0.02)
 
 

@@ -46,7 +46,7 @@ FLOORS = (
         "report",
     },
 )
-NETWORKS = {"curves.pfn.network", "curves.pfn.training"}  # torch is what they are about
+NETWORKS = {"curves.pfn.forward", "curves.pfn.network", "curves.pfn.training"}  # torch is what they are about
 LIGHT = (FLOORS[0] | FLOORS[1] | FLOORS[2]) - {"surrogates"}  # a surrogate is a BoTorch model
 HEAVY = ("torch", "botorch", "gpytorch", "scipy", "optuna", "pandas", "matplotlib", "ray", "rich", "yaml")
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from autolrs.curves.pfn.forward import Forward
 from autolrs.curves.pfn.network import PATCH, Network, bar_edges, normalise
+from autolrs.curves.points import MOST
 
 RNG = np.random.default_rng(0)
 SMALL = {"width": 32, "layers": 2, "heads": 2, "hidden": 48, "bars": 40}
@@ -62,6 +64,17 @@ def test_padding_changes_nothing(bins):
         other = network(torch.from_numpy(long.tokens), torch.from_numpy(long.queries), mask)
     assert other.numpy() == pytest.approx(one.numpy(), abs=1e-5)
     assert long.seen.sum(axis=1).tolist() == [-(-bins // PATCH)] * 3
+
+
+@pytest.mark.parametrize("lengths", [(8,), (64,), (9, 30), (50, 8, 33, 64, 16)])
+def test_the_quick_pass_answers_as_the_network_does(lengths):
+    t, y, noise, at, _, log = curves(len(lengths), bins=MOST)
+    of_each = normalise(t, y, noise, at, np.arange(MOST) < np.array(lengths)[:, None], log)
+    network = made()
+    with torch.inference_mode():
+        mask = torch.from_numpy(of_each.seen)[:, None, None]
+        logits = network(torch.from_numpy(of_each.tokens), torch.from_numpy(of_each.queries), mask)[:, 0]
+    assert Forward(network).densities(of_each) == pytest.approx(logits.double().softmax(dim=-1).numpy(), rel=1e-4)
 
 
 def test_queries_do_not_see_each_other():

@@ -11,7 +11,18 @@ import optuna
 import pytest
 
 from autolrs.forecasts import Forecasts
-from benchmarks.siblings import DOZENS, Choice, by_heart, choice, dozens, levels, replaced, summary
+from benchmarks.siblings import (
+    DOZENS,
+    Choice,
+    by_heart,
+    choice,
+    dozens,
+    interval,
+    levels,
+    neighbours,
+    replaced,
+    summary,
+)
 from benchmarks.stopping import pruners, rivals, run, run_ray, schedulers
 from benchmarks.windows import Window, bins
 
@@ -60,6 +71,18 @@ def test_the_chosen_rate_is_judged_by_its_truth():
     told = Told({4.0: 3.0, 3.0: 1.0, 2.0: 1.5})
     assert choice(GROUP, levels(GROUP, told, pool=False)) == Choice("task", 0.0, 0.0, pytest.approx(1.0))
     assert levels(GROUP, told, pool=True).argmin() == 1
+
+
+def test_neighbours_tell_what_their_ends_are():
+    truths = [w.truth if np.isfinite(w.truth) else np.inf for w in GROUP]
+    mean = [truths[1], (truths[0] + truths[2]) / 2, (truths[1] + truths[3]) / 2, truths[2]]
+    assert neighbours(GROUP).tolist() == mean
+
+
+def test_an_interval_is_of_the_mean():
+    assert interval([Choice("task", regret, 0.0, 0.0) for regret in (1.0, 1.0)]) == "1.000 to 1.000"
+    low, high = map(float, interval([Choice("task", r, 0.0, 0.0) for r in (0.0, 1.0) * 50]).split(" to "))
+    assert (low, high) == (pytest.approx(0.42, abs=0.02), pytest.approx(0.58, abs=0.02))
 
 
 def test_groups_that_learn_by_heart_are_told():

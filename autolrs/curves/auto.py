@@ -2,14 +2,15 @@
 
 Two kinds of back-tests have a known answer: the end of each curve itself, forecast from its first part, and the end
 of each curve of the history, forecast from as large a share as is seen of the curves in question. A model's weight is
-its prior weight times its predictive densities there. The history also tells how sharp the average should be.
+its prior weight times its predictive densities there. The history also tells how sharp the average should be. Without
+a history curves are not tested on themselves: on real curves that changed no score, and took half of the time.
 
 The laws are about whole runs, so they are judged on the run as well: its last tenth, forecast from its first half and
 from its first three quarters, by them and by all others. They join only if they win there and on the curves together.
 
 Notation
     k, n, h   models, curves, curves of the history that can be cut
-    own       log density of a curve's end, given its first part                  (k, n)
+    own       log density of a curve's end, given its first part; 0 if not tested (k, n)
     past      log density of the history's ends, given their first parts         (k, h)
     run       log density of the run's last tenth, given its first parts, summed  (k,)
     z         normal scores of the history's ends in the average's forecasts      (h,)
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, isnan, log
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -57,6 +58,7 @@ CALM: Final = 20.0
 """How many curves of the history the belief counts as that the average's width is right."""
 
 _CLIP: Final = 8.0  # of log densities
+_LEAST: Final = float(np.finfo(np.float64).tiny)
 _FARTHEST: Final = 3.0  # of normal scores
 
 
@@ -80,7 +82,7 @@ class Auto:
     """
 
     models: tuple[CurveModel, ...] = field(default_factory=lambda: (Bayes(), PFN()))
-    priors: tuple[float, ...] = (1 / 3, 2 / 3)
+    priors: tuple[float, ...] = (0.2, 0.8)
     law: Law | None = field(default_factory=Law)
 
     def __post_init__(self) -> None:
@@ -106,7 +108,8 @@ class Auto:
             ValueError: `curves` and `at` differ in length.
         """
         horizons = [float(offset) for _, offset in zip(curves, at, strict=True)]
-        tails = {i: test for i, curve in enumerate(curves) if (test := _cut(curve, SEEN)) is not None}
+        tested = list(curves) if history else []
+        tails = {i: test for i, curve in enumerate(tested) if (test := _cut(curve, SEEN)) is not None}
         share = _share(curves, horizons)
         cuts = [test for curve in history if (test := _cut(curve, share)) is not None]
         law = self.law if self.law and schedule and history and not self.law.ready(history) else None
@@ -116,19 +119,20 @@ class Auto:
 
         answers = [asked.answer(model) for model in self.models]
         scores = np.array([asked.scores(answer) for answer in answers])
-        parts = np.cumsum([len(curves), len(tails), len(cuts)])
-        own, of_cuts, of_run = np.split(scores, parts[1:] - parts[0], axis=1)
-        past = min(1.0, PAST / max(len(cuts), 1)) * of_cuts.sum(axis=1)
+        ends = len(tails), len(tails) + len(cuts)  # of the tests of the curves, and of the history
+        own = scores[:, : ends[0]]
+        past = min(1.0, PAST / max(len(cuts), 1)) * scores[:, slice(*ends)].sum(axis=1)
         believed = (np.log(self.priors) + past)[:, None]
         logits = np.repeat(believed, len(curves), axis=1)
-        logits[:, list(tails)] += own
-        known = [_rows(answer, slice(*parts[1:])) for answer in answers]
+        if tails:
+            logits[:, list(tails)] += own
+        known = [_rows(answer, slice(len(curves) + ends[0], len(curves) + ends[1])) for answer in answers]
         answers = [_rows(answer, slice(len(curves))) for answer in answers]
         if law:
             lawful = _Questions(curves, horizons, list(tails.values()), schedule, history)
             answer = lawful.answer(law)
-            score, run = lawful.scores(answer), of_run.sum(axis=1)
-            ahead = _of_laws(runs).sum() - run
+            score, run = np.array(lawful.scores(answer)), scores[:, ends[1] :].sum(axis=1)
+            ahead = sum(_of_laws(runs)) - run
             if (score.sum() + ahead > own.sum(axis=1)).all():
                 row = np.full(len(curves), np.log(sum(self.priors)) + past.max() + max(ahead.min(), 0.0))
                 row[list(tails)] += score
@@ -137,9 +141,8 @@ class Auto:
         if cuts:
             past_average = _average(known, np.repeat(believed, len(cuts), axis=1))
             found = found.widened(_width(past_average, [test.truth for test in cuts]))
-        sizes = (max((abs(loss) for loss in curve.losses if isfinite(loss)), default=np.inf) for curve in curves)
-        roof = np.array([ROOF * size for size in sizes])
-        return replace(found, mean=np.minimum(found.median, roof), std=np.where(np.isnan(found.std), np.inf, found.std))
+        roof = [ROOF * max(map(abs, filter(isfinite, curve.losses)), default=np.inf) for curve in curves]
+        return replace(found, mean=np.minimum(found.median, roof))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,35 +159,37 @@ class _Questions:
         curves, at = [*self.curves, *(t.curve for t in self.tests)], [*self.at, *(t.at for t in self.tests)]
         return model.extrapolate(curves, at, schedule=self.schedule, history=self.history)
 
-    def scores(self, answer: Forecasts) -> Array:
-        """Log densities of the tests' truths.   (tests,)"""
+    def scores(self, answer: Forecasts) -> list[float]:
+        """Log densities of the tests' truths, each over its own size, clipped."""
+        if not self.tests:
+            return []
         return _densities(_rows(answer, slice(len(self.curves), None)), [test.truth for test in self.tests])
 
 
-def _densities(forecasts: Forecasts, truths: Sequence[float]) -> Array:
-    """Log densities of losses, each over its own size, clipped.   (n,)"""
-    losses = np.array(truths, dtype=np.float64)
-    found = forecasts.log_prob(losses) + np.log(np.maximum(np.abs(losses), np.finfo(np.float64).tiny))
-    return np.clip(np.where(np.isnan(found), -_CLIP, found), -_CLIP, _CLIP)
+def _densities(forecasts: Forecasts, truths: Sequence[float]) -> list[float]:
+    """Log densities of losses, each over its own size, clipped."""
+    found = zip(forecasts.log_prob(truths).tolist(), truths, strict=True)
+    densities = [density + log(max(abs(loss), _LEAST)) for density, loss in found]
+    return [-_CLIP if isnan(density) else min(max(density, -_CLIP), _CLIP) for density in densities]
 
 
-def _of_laws(runs: Sequence[BackTest]) -> Array:
-    """Log densities of the run's ends in the laws' forecasts.   (tests,)"""
+def _of_laws(runs: Sequence[BackTest]) -> list[float]:
+    """Log densities of the run's ends in the laws' forecasts."""
     at, truths, means, deviations = np.array([(r.at, r.truth, r.forecast, r.std) for r in runs]).reshape(-1, 4).T
     return _densities(Forecasts.student_t(at, means, deviations, DF), truths.tolist())
 
 
 def _cut(curve: Curve, share: float) -> _Test | None:
     """The first `share` of a curve's points, at least 8, and its last value; None if too little is left to foretell."""
-    points = np.array([curve.offsets, curve.losses, curve.rates], dtype=np.float64)
-    points = points[:, np.isfinite(points[:2]).all(axis=0)]
-    n = points.shape[1]
+    every = zip(curve.offsets, curve.losses, curve.rates, strict=True)
+    points = [point for point in every if isfinite(point[0]) and isfinite(point[1])]
+    n = len(points)
     final, seen = max(1, n // 10), max(FEWEST, round(share * n))
     if n - seen < max(final, 2):
         return None
-    offsets, losses, rates = (tuple(row) for row in points[:, :seen].tolist())
+    offsets, losses, rates = zip(*points[:seen], strict=True)
     first = replace(curve, offsets=offsets, losses=losses, rates=rates)
-    return _Test(first, float((points[0, -final:] / final).sum()), last(curve)[0])
+    return _Test(first, sum(offset / final for offset, _, _ in points[-final:]), last(curve)[0])
 
 
 def _share(curves: Sequence[Curve], at: Sequence[float]) -> float:
@@ -207,9 +212,9 @@ def _average(answers: Sequence[Forecasts], logits: Array) -> Forecasts:
     if not logits.size:
         return answers[0]
     weights = np.exp(logits - logits.max(axis=0))
-    known = np.array([np.isfinite(answer.mean) & np.isfinite(answer.std) for answer in answers])
-    weights = np.where(known.all(axis=0), weights, np.arange(len(answers))[:, None] == 0)
-    return Forecasts.mixture(answers, weights)
+    known = np.isfinite([(answer.mean, answer.std) for answer in answers]).all(axis=(0, 1))
+    weights = np.where(known, weights, np.arange(len(answers))[:, None] == 0)
+    return Forecasts.mixture(answers, weights, median=True)
 
 
 def _width(known: Forecasts, truths: Sequence[float]) -> float:

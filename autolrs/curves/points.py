@@ -61,11 +61,17 @@ class Points:
     @property
     def last(self) -> float:
         """Mean of the last tenth of y."""
-        return float(self.y[-max(1, len(self) // 10) :].mean())
+        return last_of(self.y)
 
     def ahead(self, at: float) -> float:
         """The offset `at` as u, from 0 (the first point) to 1e9: so far ahead nothing changes any more."""
         return min(max(at - self.start, 0.0) / self.span, 1e9)
+
+
+def last_of(y: Array) -> float:
+    """Mean of the last tenth, at least of the last one."""
+    late = y[-max(1, len(y) // 10) :].tolist()
+    return math.fsum(late) / len(late)
 
 
 def points_of(curve: Curve) -> Points | None:

@@ -36,7 +36,6 @@ SHA256: Final = "a2b13f3d1e63093059c4392cdb3d351433ab47757076b8095158275d9c1ac84
 ROOF: Final = 5.0
 """Point forecasts are at most so many times the largest |loss| seen: what blows up has no median."""
 
-_FEWEST_ROWS = 4  # of a product, see `_quantiles`
 _FARTHEST = 30.0  # observed spans; the network has seen little beyond
 _WIDE = 0.5  # relative spread where no shape can be made out
 _STUCK = 1e-3  # and of losses that are all the same, which the prior does not hold
@@ -76,13 +75,14 @@ class PFN:
             CheckpointError: the weights are missing or not those that were shipped.
         """
         points = [points_of(curve) for curve, _ in zip(curves, at, strict=True)]
-        table, log = np.full((len(points), len(LEVELS)), np.nan), np.zeros(len(points), dtype=bool)
+        n = len(points)
+        table, log, scale = np.full((n, len(LEVELS)), np.nan), np.zeros(n, dtype=bool), np.ones(n)
         shapes = []
         for i, of_one in enumerate(points):
             if of_one is None:
                 continue
-            log[i] = of_one.positive
-            if of_one.few or np.ptp(of_one.y) == 0:
+            log[i], scale[i] = of_one.positive, of_one.scale
+            if of_one.few or of_one.y.min() == of_one.y.max():
                 table[i] = _last(of_one)
             else:
                 shapes.append((i, of_one))
@@ -92,18 +92,14 @@ class PFN:
             quantiles = _quantiles(network(self.weights), [of_one for _, of_one in shapes], ahead)
             middle = quantiles[:, len(LEVELS) // 2, None]
             table[rows] = middle + self.widening * (quantiles - middle)
-        scale = np.array([1.0 if of_one is None else of_one.scale for of_one in points])
+        # In log loss the unit is a shift, in loss a factor.
+        shift, factor = np.where(log, np.log(scale), 0.0)[:, None], np.where(log, 1.0, scale)[:, None]
+        low, high = np.where(log[:, None], _LOGS, (-_MOST, _MOST)).T[:, :, None]
         with np.errstate(over="ignore"):
-            linear = np.clip(table * scale[:, None], -_MOST, _MOST)
-        table = np.where(log[:, None], np.clip(table + np.log(scale)[:, None], *_LOGS), linear)
-        found = Forecasts.tabulated(at, table, log)
-        # The median is the better point forecast: bars far out hold little probability but a lot of mean. Of a curve
-        # that explodes no number is a forecast.
-        with np.errstate(over="ignore"):
+            found = Forecasts.tabulated(at, (table * factor + shift).clip(low, high), log, median=True)
+            # Bars far out hold little probability but a lot of mean. Of a curve that explodes no number is a forecast.
             most = np.minimum(ROOF * scale, _MOST)
-        return replace(
-            found, mean=np.clip(found.median, -most, most), std=np.where(np.isnan(found.std), np.inf, found.std)
-        )
+        return replace(found, mean=found.mean.clip(-most, most))
 
 
 @cache
@@ -137,29 +133,20 @@ def network(weights: Path | None = None) -> Network:
 
 def _quantiles(network: Network, points: Sequence[Points], ahead: Array) -> Array:
     """Quantiles of the curves' log y where that is known, else of y.   (n, K)"""
-    import torch
+    from autolrs.curves.pfn.forward import forward, normalise
 
-    from autolrs.curves.pfn.network import normalise
-
-    # All batches have one shape but for their length, and ask each question four times: so sums are rounded in the
-    # same order for one curve as for many. (Products of fewer than four rows have kernels of their own.)
-    n, bins = len(points), MOST
-    u, values, noise = np.zeros((n, bins)), np.zeros((n, bins)), np.zeros(n)
-    log = np.array([of_one.positive for of_one in points])
+    n = len(points)
+    u, values, noise = np.zeros((n, MOST)), np.zeros((n, MOST)), np.zeros(n)
+    log, count = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.intp)
     for i, of_one in enumerate(points):
-        u[i, : len(of_one)] = of_one.u
-        values[i, : len(of_one)] = np.log(of_one.y) if log[i] else of_one.y
+        log[i], count[i] = of_one.positive, len(of_one)
+        u[i, : count[i]] = of_one.u
+        values[i, : count[i]] = np.log(of_one.y) if log[i] else of_one.y
         noise[i] = min(of_one.noise / of_one.last, _NOISIEST) if log[i] else of_one.noise
-    seen = np.arange(bins) < np.array([len(of_one) for of_one in points])[:, None]
-    at = np.repeat(np.minimum(ahead, _FARTHEST)[:, None], _FEWEST_ROWS, axis=1)
-    curves = normalise(u, values, noise, at, seen, log)
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        mask = torch.from_numpy(curves.seen)[:, None, None]
-        logits = network(torch.from_numpy(curves.tokens), torch.from_numpy(curves.queries), mask, copies=_FEWEST_ROWS)
-        probabilities = logits[:, 0].double().softmax(dim=-1).numpy()
-        z = network.edges.double().numpy()
-    edges = curves.level[:, None] + curves.scale[:, None] * z
-    return bar_quantiles(edges, probabilities)
+    seen = np.arange(MOST) < count[:, None]
+    curves = normalise(u, values, noise, np.minimum(ahead, _FARTHEST)[:, None], seen, log)
+    ready = forward(network)
+    return bar_quantiles(curves.level[:, None] + curves.scale[:, None] * ready.edges, ready.densities(curves))
 
 
 def _last(points: Points) -> Array:

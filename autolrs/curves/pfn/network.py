@@ -36,7 +36,7 @@ PATCH: Final = 4
 
 TOKEN_FEATURES: Final = 6 * PATCH + 4
 QUERY_FEATURES: Final = 3 + 4
-_STRETCHES: Final = (1.0, 8.0, 64.0)  # of d: its size late in a curve is a small part of its size at the start
+_STRETCHES: Final = np.array([1.0, 8.0, 64.0])  # of d: late in a curve it is a small part of its size at the start
 _LEAST: Final = 1e-7  # scale of a curve that does not move at all
 _LINEAR: Final = 0.15  # what a linear curve's scale is taken for, that of a usual curve in log loss
 
@@ -71,11 +71,11 @@ def normalise(
         seen: whether a bin is one; the seen ones come first.   (n, b)
         log: whether the coordinate is log loss.   (n,)
     """
+    n, bins = times.shape
     count = seen.sum(axis=1)
-    rows = np.arange(len(times))
-    first, span = times[:, 0], times[rows, count - 1] - times[:, 0]
+    first, span = times[:, 0], times[np.arange(n), count - 1] - times[:, 0]
     u = np.where(seen, (times - first[:, None]) / span[:, None], 0.0)
-    late = seen & (np.arange(times.shape[1]) >= (count - np.maximum(1, count // 10))[:, None])
+    late = seen & (np.arange(bins) >= (count - np.maximum(1, count // 10))[:, None])
     level = (values * late).sum(axis=1) / late.sum(axis=1)
     # Late bins say more of what is to come than the fall from initialisation does.
     weight = seen * (0.1 + u)
@@ -84,23 +84,23 @@ def normalise(
     scale = np.maximum(np.maximum(scale, 0.5 * noise), _LEAST)
     size = np.log(np.where(log, scale, _LINEAR))
     relative = np.where(noise > 0, np.log(np.maximum(noise, 1e-3 * scale) / scale), 0.0)
-    shared = np.stack([0.4 * size, 0.4 * relative, noise > 0, 0.02 * count], axis=1)
+    shared = np.array([0.4 * size, 0.4 * relative, noise > 0, 0.02 * count]).T[:, None]
 
-    d = off / scale[:, None]
-    stretched = [0.5 * np.arcsinh(s * d) for s in _STRETCHES]
-    of_bins = seen[:, :, None] * np.stack([*stretched, 2.0 * u - 1.0, 0.5 * np.log1p(50.0 * u), seen], axis=2)
-    n, bins, features = of_bins.shape
-    of_bins = np.concatenate([of_bins, np.zeros((n, -bins % PATCH, features))], axis=1)
-    tokens = of_bins.reshape(n, -1, PATCH * features)
+    of_bins = np.zeros((n, -(-bins // PATCH) * PATCH, 6))
+    held = of_bins[:, :bins]
+    held[..., :3] = 0.5 * np.arcsinh((off / scale[:, None])[..., None] * _STRETCHES)
+    held[..., 3], held[..., 4], held[..., 5] = 2.0 * u - 1.0, 0.5 * np.log1p(50.0 * u), 1.0
+    held[~seen] = 0.0
     ahead = np.maximum((at - first[:, None]) / span[:, None], 0.0)
-    far = np.log(np.maximum(ahead, 1e-3))
-    queries = np.stack([far, np.log(0.02 + np.abs(ahead - 1.0)), 1.0 / (1.0 + ahead)], axis=2)
+    of_queries = np.log(np.maximum(ahead, 1e-3)), np.log(0.02 + np.abs(ahead - 1.0)), 1.0 / (1.0 + ahead)
 
-    def with_shared(features: Array) -> Array:
-        repeated = np.broadcast_to(shared[:, None], (*features.shape[:2], shared.shape[1]))
-        return np.concatenate([features, repeated], axis=2).astype(np.float32)
-
-    return Normalised(with_shared(tokens), with_shared(queries), seen[:, ::PATCH], level, scale)
+    tokens = np.empty((n, of_bins.shape[1] // PATCH, TOKEN_FEATURES), dtype=np.float32)
+    tokens[..., :-4], tokens[..., -4:] = of_bins.reshape(n, -1, 6 * PATCH), shared
+    queries = np.empty((*at.shape, QUERY_FEATURES), dtype=np.float32)
+    for i, feature in enumerate(of_queries):
+        queries[..., i] = feature
+    queries[..., -4:] = shared
+    return Normalised(tokens, queries, seen[:, ::PATCH], level, scale)
 
 
 class Block(nn.Module):
@@ -163,21 +163,14 @@ class Network(nn.Module):
         self.head = nn.Linear(width, bars)
         self.register_buffer("edges", torch.zeros(bars + 1))
 
-    def forward(
-        self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, half: bool = False, copies: int = 1
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, half: bool = False) -> Tensor:
         """Logits (n, q, k); `half`: the blocks' products in bfloat16.
-
-        `copies`: so many queries in a row are the same one, asked so often that no product has fewer rows. Blocks
-        that have the rows of the tokens, too, leave all but one out.
 
         tokens: (n, c, TOKEN_FEATURES), queries: (n, q, QUERY_FEATURES), mask: (n, 1, 1, c), None: all tokens hold bins
         """
         context = tokens.shape[1]
-        x = torch.cat([self.read_tokens(tokens), self.read_queries(queries)[:, ::copies]], dim=1)
+        x = torch.cat([self.read_tokens(tokens), self.read_queries(queries)], dim=1)
         for number, block in enumerate(self.blocks, start=1):
-            if copies > 1 and number == len(self.blocks):
-                x = torch.cat([x[:, :context], x[:, context:].repeat_interleave(copies, dim=1)], dim=1)
             x = block(x, context, mask, half=half, last=number == len(self.blocks))
         return torch.as_tensor(self.head(self.norm(x)))
 
