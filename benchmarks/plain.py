@@ -27,7 +27,7 @@ class PlainSession:
 
     Attributes:
         rates: from an update to its rate; None: the optimizer's own is left alone.
-        first: number of the first update.
+        began: number of the first update.
         highest: the highest rate used so far.
         evaluations: calls of the validation function so far.
     """
@@ -37,7 +37,7 @@ class PlainSession:
 
     def __init__(self, steps: int, rates: Callable[[int], float] | None = None) -> None:
         self.steps, self.rates = steps, rates
-        self.first, self.highest, self.evaluations = 0, 0.0, 0
+        self.began, self.highest, self.evaluations = 0, 0.0, 0
 
     def track(self, *, model: torch.nn.Module, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
@@ -49,7 +49,7 @@ class PlainSession:
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         self._mode("train")
-        step = self.first
+        step = self.began
         while True:
             for batch in loader:
                 if step == self.steps:

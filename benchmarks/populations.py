@@ -80,7 +80,7 @@ class Member(PlainSession):
             return
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / "state.pt")
-        self.first = state["step"]
+        self.began = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 

@@ -122,7 +122,7 @@ def test_a_real_study_on_disk_is_replayed_bit_for_bit(tmp_path: Path, strategy: 
     study = tune(train, steps=80, space=space, strategy=strategy, search_budget=0.6, storage=str(tmp_path), seed=4)
     assert study.exact
     assert study.cost.probe_steps > 20
-    assert study.cost.adopted_steps == (10 if isinstance(strategy, Horizon) else study.cost.adopted_steps)
+    assert study.cost.adopted_steps == (8 if isinstance(strategy, Horizon) else study.cost.adopted_steps)
     probes = sum(len(stage.trials) for stage in study.stages)
     assert strategy == "autolrs" or study.cost.validation_calls <= probes + len(study.stages) + 1
     seed_all(4)
