@@ -17,6 +17,9 @@ DOCS: Final = Path(__file__).parents[1] / "docs"
 DOCUMENT: Final = DOCS / "benchmarks.md"
 PICTURE: Final = DOCS / "benchmarks.png"
 
+ACROSS: Final = 4
+"""Panels in a row of the picture."""
+
 FARTHEST: Final = 1.5
 """Ratios beyond it are an arrow at the picture's edge."""
 
@@ -160,10 +163,15 @@ def picture(rows: Sequence[Row], tasks: Sequence[Task], path: Path) -> None:
     shown = [task for task in tasks if line_of(rows, task.name, "horizon") and best_line(rows, task.name, FAMILIES)]
     if not shown:
         return
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown) + 1.4, 5.2), sharey=True, squeeze=False)
+    across = min(ACROSS, len(shown))
+    down = -(-len(shown) // across)
+    size = (2.6 * across + 1.4, 5.2 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False)
     names = [name for name in METHODS if any(row.method == name for row in rows)][::-1]
     colours = {"fixed": "0.45", "free": "tab:green", "rule": "tab:brown", "search": "tab:purple", "ours": "tab:red"}
-    for axis, task in zip(axes[0], shown, strict=True):
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, task in zip(axes.flat[: len(shown)], shown, strict=True):
         best = best_line(rows, task.name, FAMILIES)
         assert best is not None
         for y, name in enumerate(names):
