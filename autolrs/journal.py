@@ -18,6 +18,7 @@ from typing import Any, Final
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from autolrs.errors import CheckpointError
+from autolrs.files import sync
 
 logger = logging.getLogger("autolrs")
 
@@ -73,7 +74,7 @@ class Journal(JournalFileBackend):
         finally:
             if self._owed:
                 with self._speaking_of_the_disk():
-                    _sync(self._path)
+                    sync(self._path)
                 self._owed = False
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:  # type: ignore[override]
@@ -127,14 +128,6 @@ def _append(path: Path, data: bytes, *, sync: bool) -> None:
         except BaseException:
             os.ftruncate(descriptor, size)
             raise
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
