@@ -322,7 +322,7 @@ def test_max_seconds_stops_resumable_and_the_run_goes_on_to_the_same_end(tmp_pat
 def test_the_driver_waits_for_the_disk_once_a_probe_and_while_the_worker_is_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, wait, send = journal._append, journal._sync, Member.send
+    append, wait, send = journal._append, journal.sync, Member.send
     told: list[str] = []
 
     def appended(path: Path, data: bytes, *, sync: bool) -> None:
@@ -330,7 +330,7 @@ def test_the_driver_waits_for_the_disk_once_a_probe_and_while_the_worker_is_at_w
         append(path, data, sync=sync)
 
     monkeypatch.setattr(journal, "_append", appended)
-    monkeypatch.setattr(journal, "_sync", lambda path: (told.append("waits"), wait(path)))
+    monkeypatch.setattr(journal, "sync", lambda path: (told.append("waits"), wait(path)))
     monkeypatch.setattr(Member, "send", lambda self, *order: (told.append("order"), send(self, *order)))
     run_on_ray(tmp_path)
     orders = [number for number, what in enumerate(told) if what == "order"]
