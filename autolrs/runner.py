@@ -269,14 +269,14 @@ class Runner:
         self._director.tell(Finished(loss, calls, None if averages is None else averages.used, plain))
 
     def _choose_average(self, averages: Averages, plain: float) -> float:
-        """Let the weights be the average that validates best, if that is better than `plain`; what it validates at."""
+        """Let the weights be the average that validates best, if that is finite and better than `plain`; its loss."""
         own, losses = self._capture().objects, {}
         for power in POWERS:
             averages.use(power)
             losses[power] = self._measure()
         self._restore_objects(own)
         power = min(POWERS, key=lambda power: (not math.isfinite(losses[power]), losses[power]))
-        if not losses[power] < plain:
+        if not math.isfinite(losses[power]) or losses[power] >= plain:  # better than a `plain` of NaN, too
             return plain
         averages.use(power)
         self._save(self._director.record.kept_steps)

@@ -156,6 +156,32 @@ def test_final_weights_are_the_average_of_the_kept_ones_where_it_validates_bette
     )
 
 
+@pytest.mark.parametrize(("last", "chosen"), [(math.nan, True), (math.inf, True), (-math.inf, False)])
+def test_a_finite_average_is_better_than_a_last_loss_that_is_not_finite(
+    last: float, chosen: bool, tmp_path: Path
+) -> None:
+    def train(session: Session) -> float:
+        model, optimizer, loader = build()
+        session.track(model=model, optimizer=optimizer)
+        done, last_weights = False, None
+
+        def validate() -> float:
+            weights = model.state_dict()["0.weight"].clone()
+            return last if done and torch.equal(weights, last_weights) else validation_loss(model)
+
+        session.validate(validate)
+        for batch in session.batches(loader):
+            loss = update(model, optimizer, batch)
+            done = not session.is_probe and session.step == 59
+            last_weights = model.state_dict()["0.weight"].clone()
+            session.report(loss)
+        return validation_loss(model)
+
+    study = run(tmp_path, train, **NOISY)
+    assert (study.average in POWERS) == chosen
+    assert study.final_loss == (study.result if chosen else last)
+
+
 def test_it_changes_nothing_before_the_end_and_nothing_where_it_is_no_better(tmp_path: Path) -> None:
     study = run(tmp_path, average=True, strategy=Scripted(rates=(1e-4, 2e-4), length=10))  # far from converged
     assert study.average is None
