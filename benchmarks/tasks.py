@@ -84,6 +84,7 @@ _SHORT: Final = (
     Task("stress_lstm", "benchmarks.problems.stress_lstm", "rmsprop", half_decades(-8), default_rate=1e-2),
     Task("finetune_towns", "benchmarks.problems.finetune_towns", "adamw", half_decades(-9)),
     Task("phonemes_transformer", "benchmarks.problems.phonemes_transformer", "adamw", half_decades(-8)),
+    Task("flights_embeddings", "benchmarks.problems.flights_embeddings", "sgd", half_decades(-6)),
 )
 
 TASKS: Final = {
