@@ -86,6 +86,7 @@ _SHORT: Final = (
     Task("phonemes_transformer", "benchmarks.problems.phonemes_transformer", "adamw", half_decades(-8)),
     Task("flights_embeddings", "benchmarks.problems.flights_embeddings", "sgd", half_decades(-6)),
     Task("photo_field", "benchmarks.problems.photo_field", "adam", half_decades(-8)),
+    Task("digits_vae", "benchmarks.problems.digits_vae", "adamw", half_decades(-8)),
 )
 
 TASKS: Final = {
