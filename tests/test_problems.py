@@ -32,7 +32,7 @@ def test_a_confirmation_task_trains(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", CONFIRMATION)
 def test_no_item_is_in_two_splits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the inputs. A few towns of two countries share a name, and a few diamonds are alike."""
+    """By the inputs. A few towns of two countries share a name, and a few flights to one place leave in one hour."""
     monkeypatch.setattr(finetune_towns, "pretrained", dict)
     training, validation, test = TASKS[name].source.data()
     splits = [{row.numpy().tobytes() for row in part.tensors[0]} for part in (training, validation, test)]
