@@ -6,7 +6,8 @@ python -m benchmarks choices       what the defaults beat        -> docs/choices
 python -m benchmarks lengths       the best rate by length       -> a part of docs/choices.md (continues)
 python -m benchmarks multipliers   a rate for each group         -> a part of docs/choices.md (continues)
 python -m benchmarks momentum      another momentum              -> a part of docs/choices.md (continues)
-python -m benchmarks shapes        another shape of the decay        -> a part of docs/choices.md (continues)
+python -m benchmarks probes        length of probes, budget      -> a part of docs/choices.md (continues)
+python -m benchmarks shapes        another shape of the decay    -> a part of docs/choices.md (continues)
 python -m benchmarks performance   what a session costs          -> docs/performance.md
 python -m benchmarks workers       what several workers cost     -> docs/workers.md
 python -m benchmarks curves        curve models on real curves   -> docs/curves.md
@@ -44,6 +45,7 @@ def main() -> None:
         "lengths",
         "momentum",
         "multipliers",
+        "probes",
         "shapes",
         "performance",
         "laws",
@@ -70,7 +72,7 @@ def main() -> None:
             from benchmarks import choices
 
             choices.run_all()
-        case "lengths" | "momentum" | "multipliers" | "shapes":
+        case "lengths" | "momentum" | "multipliers" | "probes" | "shapes":
             from benchmarks import choices
 
             import_module(f"benchmarks.{given.command}").run_all()

@@ -21,6 +21,7 @@ def run(
     space: str | SearchSpace = "",
     share: float = 1.0,
     average: bool = False,
+    budget: float | None = None,
     **options: object,
 ) -> Row:
     """Tune the task once; `autolrs.tune` seeds as `seed_all` does. A run that no rate trains has the losses NaN.
@@ -30,6 +31,7 @@ def run(
         space: instead of the task's own.
         share: steps to keep, over the task's.
         average: let averaged weights be the final ones where they validate better.
+        budget: probe steps a kept step at most; None: the strategy's own.
         options: of the strategy.
     """
     task.load()
@@ -42,6 +44,7 @@ def run(
             strategy=strategy,
             options=options,
             average=average,
+            search_budget=budget,
             seed=seed,
             storage=folder,
         )

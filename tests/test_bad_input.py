@@ -314,7 +314,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ({"seed": 1}, "seed was 0, now 1"),
         ({"space": "adam"}, "space was .*'toy'.* now .*'adam'"),
         ({"strategy": "autolrs"}, "strategy was 'horizon', now 'autolrs'"),
-        ({"options": {"length": 0.25}}, "options was .*'length': 0.04.* now .*'length': 0.25"),
+        ({"options": {"length": 0.25}}, "options was .*'length': 0.06.* now .*'length': 0.25"),
         ({"search_budget": 0.25}, "budget was 30, now 15"),
         ({"curve_model": "exponential"}, "curve_model was 'auto', now 'exponential'"),
     ],

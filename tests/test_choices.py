@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autolrs.schedules import Schedule
-from benchmarks import lengths, momentum, multipliers, shapes
+from autolrs.space import SearchSpace
+from benchmarks import lengths, momentum, multipliers, probes, shapes
 from benchmarks.csvrows import append, read
 from benchmarks.plain import PlainSession, train
 from benchmarks.tasks import Task, half_decades
+from benchmarks.tuned import run as tuned_run
 
 TASK = Task("tiny", "tiny_task", "adamw", half_decades(-6))
 
@@ -84,10 +86,10 @@ def test_changes_are_paired_by_seed() -> None:
     assert multipliers.cell([0.01, math.nan]) == "diverged"
 
 
-@given(st.floats(-3, -1), st.floats(0.05, 1), st.floats(-2, 2))
+@given(st.floats(-3, -1), st.floats(0.01, 0.07), st.floats(-1, 1))
 def test_the_optimum_of_a_parabola_is_its_own(best: float, curvature: float, away: float) -> None:
     rates = [10 ** (-4 + i / 4) for i in range(17)]
-    response = {rate: math.exp(curvature * (math.log10(rate) - best) ** 2) for rate in rates}
+    response = [(rate, math.exp(curvature * (math.log10(rate) - best) ** 2)) for rate in rates]
     assert math.log10(lengths.optimum(response)) == pytest.approx(best, abs=1e-6)
     assert lengths.regret(response, 10 ** (best + away)) == pytest.approx(
         math.expm1(curvature * away**2), rel=1e-5, abs=1e-9
@@ -112,3 +114,24 @@ def test_every_shape_is_run_at_its_rates_with_the_tasks_warm_up(monkeypatch: pyt
     made = shapes.run(TASK, 1.0, "linear", 2.0, 3)
     schedule = Schedule.build("linear", rate=0.2, steps=TASK.steps, warmup=TASK.warmup)
     assert made.validation_loss == train(TASK, PlainSession(TASK.steps, schedule), 3)[0]
+
+
+def test_what_a_choice_of_probes_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bowl = [(10 ** (-3 + i / 4), 2 * math.exp(0.05 * (i / 4 - 1) ** 2)) for i in range(9)]
+    monkeypatch.setattr(lengths, "whole_run", lambda task: bowl)
+    former, now, other, _ = probes.CHOICES
+    rows = [probes.Row("t", former, seed, 0.1, 2.0) for seed in probes.SEEDS]
+    assert probes.lost(rows, "t", former) == pytest.approx(math.expm1(0.05), rel=1e-4)
+    rows = [probes.Row("t", now, seed, rate, 2.0) for seed, rate in zip(probes.SEEDS, (0.01, 0.001), strict=True)]
+    assert probes.lost(rows, "t", now) == pytest.approx(math.expm1(0.05) / 2, rel=1e-4)
+    assert probes.lost(rows[:1], "t", now) is None  # a seed is missing
+    assert probes.lost([probes.Row("t", other, seed, 0.1, 2.0) for seed in probes.SEEDS], "t", other) is None
+
+
+def test_a_choice_of_probes_is_run_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(probes.CHOICES, "tiny", (0.5, {"length": 0.2}, {"warmup": 0.4}))  # type: ignore[arg-type]
+    made = probes.run(TASK, "tiny", 3)
+    space = replace(SearchSpace.load(TASK.space), warmup=0.4)
+    expected = tuned_run(TASK, "horizon", 3, space=space, budget=0.5, length=0.2)
+    assert (made.rate, made.validation_loss) == (expected.rate, expected.validation_loss)
+    assert made.validation_loss != tuned_run(TASK, "horizon", 3, budget=0.5, length=0.2).validation_loss

@@ -408,7 +408,7 @@ def test_a_first_loss_that_is_not_finite_is_nobodys_rate(make):
 @pytest.mark.parametrize(
     "strategy",
     [
-        Horizon(later=(0.5,), sampler=GridSampler()),
+        Horizon(length=0.04, later=(0.5,), sampler=GridSampler()),
         AutoLRS(tau=200, tau_max=200, k=3, sampler=GridSampler(), curves=LastLoss()),
     ],
 )

@@ -79,7 +79,8 @@ class Horizon:
         warmup: share of a probe that its rate rises at most. It rises for as many steps as the run's would: a network
             that is given fewer breaks at rates that the run can take.
         decay: share of a probe that its rate decays.
-        first_share: share of the budget that the first search may spend.
+        first_share: share of the budget that the first search may spend if others follow (`later`); else it may spend
+            all.
         adopt: keep the winner's plateau as training (cheaper); False: start again from the checkpoint (better).
         prune_losers: stop probes that cannot win.
         stop: "paired" stops a probe that has made less than half of the best one's progress by the same step,
@@ -92,7 +93,7 @@ class Horizon:
         curves: forecasts a probe's end where `stop` is "chance"; None: `auto`.
     """
 
-    length: float = 0.04
+    length: float = 0.06
     shortest: int = 10
     gamma: float = 0.25
     warmup: float = 0.5
@@ -214,7 +215,7 @@ class Horizon:
     def _allowance(self, settings: Settings, stage: int) -> int:
         """Probe steps that may be spent by the end of this stage's search."""
         later = len(self._starts(settings)) - 1
-        share = self.first_share + (1 - self.first_share) * stage / later if stage else self.first_share
+        share = self.first_share + (1 - self.first_share) * stage / later if later else 1.0
         return int(share * settings.budget + 1e-9)
 
     def _propose(self, record: Record, stage: Stage) -> float | None:
