@@ -458,7 +458,7 @@ SECTIONS: Final[dict[str, tuple[str, str, Callable[[], str]]]] = {
     "idle": (
         "What idle workers could do while the kept run trains",
         "`horizon` on four workers, 60 closed-form problems; and, for racing, searches on recorded miniatures whose "
-        "candidates'\nwhole runs were recorded too (`benchmarks/results/lengths.csv`, three tasks).",
+        "candidates'\nwhole runs were recorded too (`benchmarks/results/lengths.csv`, nine tasks).",
         idle.table,
     ),
     "overheads": (
