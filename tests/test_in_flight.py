@@ -163,7 +163,7 @@ def test_all_workers_are_given_a_probe_at_once(batch: int) -> None:
 
 def test_a_batch_waits_for_its_last_probe_and_asynchronous_workers_do_not() -> None:
     strategy, record = Horizon(sampler=GridSampler()), Record(settings_of(steps=1000, budget=0.3))
-    for event in (Started(0.1, (1.0,), False), Opened(0, 0), *(Issued(0, n, 0.01 * (n + 1), 40) for n in range(2))):
+    for event in (Started(0.1, (1.0,), False), Opened(0, 0), *(Issued(0, n, 0.01 * (n + 1), 60) for n in range(2))):
         record = engine.apply(record, event)
     first = Crew(record.settings, strategy, 1, min, batch=1)
     probed = next(event for event in first.run() and first.events if isinstance(event, Probed))
