@@ -76,7 +76,8 @@ class GPSampler:
 
     A search without a past starts in the middle of the bounds, goes down if the loss clearly rose and else up, and
     then follows the acquisition. Proposals made before anything has ended (several workers) spread to both sides of the
-    start instead. A later stage starts at the best rate of the stage before.
+    start instead. A later stage starts at the best rate of the stage before. What a search without a past tries next
+    lies between the tried neighbours of its best rate.
     A proposal depends on nothing but the arguments and touches no global generator; the order of the observations
     does not matter, nor do the units of loss and rate.
 
@@ -224,6 +225,9 @@ class GPSampler:
         free = distance >= APART
         if not free.any():
             return float(grid[np.argmax(distance)])
+        low, high = _bracket(here) if len(here) == len(points) else (-math.inf, math.inf)
+        if (within := free & (low < grid) & (grid < high)).any():
+            free = within
         model = self._fit(points)
         X = _tensor(np.stack([grid, np.full(GRID, float(here[0].stage))], axis=-1))
         weights, mean, covariance, noise = model.nodes(X)
@@ -299,6 +303,20 @@ def _opening(here: Sequence[_Point]) -> float | None:
         x = best.x + 0.5 * (best.x - other.x)
     x = min(max(x, 0.0), 1.0)
     return x if all(abs(x - point.x) >= APART for point in here) else None
+
+
+def _bracket(here: Sequence[_Point]) -> tuple[float, float]:
+    """Between which x the lowest outcome is: its tried neighbours; where there is none, a step of `STRIDE` away.
+
+    What a rate brings has one minimum: too low a rate learns little, too high a one breaks. The surrogate does not
+    know, and would spend one probe in four far outside, where nothing was tried because nothing was to be found.
+    """
+    done = [point for point in here if not point.pending]
+    best = min(done, key=lambda point: (point.z, point.x), default=None)
+    if best is None or best.worst:
+        return -math.inf, math.inf
+    lower, upper = ([p.x for p in done if p.x < best.x], [p.x for p in done if p.x > best.x])
+    return max(lower, default=best.x - STRIDE - APART), min(upper, default=best.x + STRIDE + APART)
 
 
 def _spread(here: Sequence[_Point], start: float) -> float | None:

@@ -6,11 +6,10 @@ All are tuned alike: every setting is run with the first seed, the two with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from autolrs.space import SearchSpace
 from benchmarks.families import FAMILIES
 from benchmarks.plain import PlainSession, row
 from benchmarks.rows import Row
@@ -79,34 +78,11 @@ def _ours(strategy: str, task: Task, settings: dict[str, Any], seed: int) -> Row
     return run(task, strategy, seed, **settings)
 
 
-def _former(name: str, task: Task, settings: dict[str, Any], seed: int) -> Row:
-    """`horizon` as it was: it spent at most four fifths of the budget."""
-    from benchmarks.tuned import run
-
-    return run(task, "horizon", seed, label=name, budget=0.24, **settings)
-
-
-def _with_momentum(task: Task, settings: dict[str, Any], seed: int) -> Row:
-    """`horizon-abrupt` in a space that names a momentum of 0.8 beside the optimizer's own."""
-    from benchmarks.tuned import run
-
-    space = replace(SearchSpace.load(task.space), momentum=(0.8,))
-    return run(task, "horizon", seed, label="horizon-momentum", space=space, budget=0.24, **settings)
-
-
 def _averaged(task: Task, settings: dict[str, Any], seed: int) -> Row:
     """`horizon`, whose final weights are an average of the kept ones where that validates better."""
     from benchmarks.tuned import run
 
     return run(task, "horizon", seed, label="horizon-averaged", average=True, **settings)
-
-
-def _with_all(task: Task, settings: dict[str, Any], seed: int) -> Row:
-    """`horizon-averaged` in a space that names a momentum of 0.8 beside the optimizer's own: all one can ask for."""
-    from benchmarks.tuned import run
-
-    space = replace(SearchSpace.load(task.space), momentum=(0.8,))
-    return run(task, "horizon", seed, label="horizon-all", space=space, average=True, **settings)
 
 
 def _shorter(task: Task, settings: dict[str, Any], seed: int) -> Row:
@@ -118,16 +94,6 @@ def _shorter(task: Task, settings: dict[str, Any], seed: int) -> Row:
 
 def _each_rate(task: Task) -> list[Settings]:
     return [{"rate": rate} for rate in task.rates]
-
-
-def _briefly(task: Task) -> list[Settings]:
-    """Up to commit b42d986."""
-    return [{"length": 0.04}]
-
-
-def _abruptly(task: Task) -> list[Settings]:
-    """Up to commit 731fc33: probes warmed up over a tenth of their steps only."""
-    return [{"length": 0.04, "warmup": 0.1, "decay": 0.4}]
 
 
 def _once(task: Task) -> list[Settings]:
@@ -155,11 +121,7 @@ METHODS: Final = {
         *(Method(name, "search", partial(_population, name), _once) for name in ("pb2", "asha")),
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
         Method("horizon-averaged", "ours", _averaged, _once),
-        Method("horizon-all", "ours", _with_all, _once),
         Method("horizon-short", "ours", _shorter, _once),
-        Method("horizon-brief", "ours", partial(_former, "horizon-brief"), _briefly),
-        Method("horizon-abrupt", "ours", partial(_former, "horizon-abrupt"), _abruptly),
-        Method("horizon-momentum", "ours", _with_momentum, _abruptly),
         Method("autolrs", "ours", partial(_ours, "autolrs"), _once),
     )
 }

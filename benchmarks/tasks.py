@@ -83,10 +83,12 @@ _SHORT: Final = (
     Task("photo_denoiser", "benchmarks.problems.photo_denoiser", "adam", half_decades(-7), development=True),
     Task("stress_lstm", "benchmarks.problems.stress_lstm", "rmsprop", half_decades(-8), 1e-2, development=True),
     Task("finetune_towns", "benchmarks.problems.finetune_towns", "adamw", half_decades(-9), development=True),
-    Task("phonemes_transformer", "benchmarks.problems.phonemes_transformer", "adamw", half_decades(-8)),
-    Task("flights_embeddings", "benchmarks.problems.flights_embeddings", "sgd", half_decades(-6)),
-    Task("photo_field", "benchmarks.problems.photo_field", "adam", half_decades(-8)),
-    Task("digits_vae", "benchmarks.problems.digits_vae", "adamw", half_decades(-8)),
+    Task(
+        "phonemes_transformer", "benchmarks.problems.phonemes_transformer", "adamw", half_decades(-8), development=True
+    ),
+    Task("flights_embeddings", "benchmarks.problems.flights_embeddings", "sgd", half_decades(-6), development=True),
+    Task("photo_field", "benchmarks.problems.photo_field", "adam", half_decades(-8), development=True),
+    Task("digits_vae", "benchmarks.problems.digits_vae", "adamw", half_decades(-8), development=True),
 )
 
 TASKS: Final = {

@@ -184,34 +184,34 @@ def falling(share, steps):
 
 
 def test_a_loser_is_stopped():
-    reason = _during(falling(0.3, 48), falling(1, 100))
-    assert reason == "30% of the best probe's progress at step 48"
-    assert _during([3.0 + 0.1 * step for step in range(48)], falling(1, 100))
+    reason = _during(falling(0.3, 80), falling(1, 100))
+    assert reason == "30% of the best probe's progress at step 79"
+    assert _during([3.0 + 0.1 * step for step in range(80)], falling(1, 100))
 
 
 def test_what_may_still_win_is_not():
-    assert _during(falling(0.6, 48), falling(1, 100)) == ""
-    assert _during(falling(1.5, 48), falling(1, 100)) == ""
+    assert _during(falling(0.6, 80), falling(1, 100)) == ""
+    assert _during(falling(1.5, 80), falling(1, 100)) == ""
 
 
 def test_nothing_is_stopped_too_soon_or_without_a_measure():
-    assert _during(falling(0.3, 39), falling(1, 100)) == ""
-    assert _during(falling(0.3, 40), falling(1, 100)) != ""
-    assert _during(falling(0.3, 48), []) == ""
+    assert _during(falling(0.3, 74), falling(1, 100)) == ""
+    assert _during(falling(0.3, 75), falling(1, 100)) != ""
+    assert _during(falling(0.3, 80), []) == ""
     assert _during([], falling(1, 100)) == ""
-    assert _during(falling(0.3, 48), falling(1, 100), prune_losers=False) == ""
-    assert _during(falling(0.3, 48), falling(1, 100), noise=2.0) == ""
-    assert _during(falling(0.3, 48), [3.0 + 0.01 * step for step in range(100)]) == ""  # the rival got nowhere
+    assert _during(falling(0.3, 80), falling(1, 100), prune_losers=False) == ""
+    assert _during(falling(0.3, 80), falling(1, 100), noise=2.0) == ""
+    assert _during(falling(0.3, 80), [3.0 + 0.01 * step for step in range(100)]) == ""  # the rival got nowhere
 
 
 def test_with_a_curve_model_what_will_hardly_win_is_stopped():
-    """A rival that falls to 1 by the end, and a probe that is still at 2.9 half-way."""
-    reason = _during(falling(0.1, 48), falling(1, 100), curves=Exponential(), stop="chance")
-    assert re.fullmatch(r"a chance of [\d.]+% to beat the best probe at step 48", reason)
-    assert _during(falling(1.2, 48), falling(1, 100), curves=Exponential(), stop="chance") == ""
-    assert _during(falling(0.1, 48), falling(1, 100), curves=Exponential(), stop="chance", beat=0.0) == ""
-    assert _during(falling(0.1, 39), falling(1, 100), curves=Exponential(), stop="chance") == ""
-    assert _during(falling(0.1, 48), [], curves=Exponential(), stop="chance") == ""
+    """A rival that falls to 1 by the end, and a probe that is still at 2.9 near its end."""
+    reason = _during(falling(0.1, 80), falling(1, 100), curves=Exponential(), stop="chance")
+    assert re.fullmatch(r"a chance of [\d.]+% to beat the best probe at step 79", reason)
+    assert _during(falling(1.2, 80), falling(1, 100), curves=Exponential(), stop="chance") == ""
+    assert _during(falling(0.1, 80), falling(1, 100), curves=Exponential(), stop="chance", beat=0.0) == ""
+    assert _during(falling(0.1, 74), falling(1, 100), curves=Exponential(), stop="chance") == ""
+    assert _during(falling(0.1, 80), [], curves=Exponential(), stop="chance") == ""
 
 
 def test_a_curve_model_is_told_the_rates_to_come():
@@ -223,7 +223,7 @@ def test_a_curve_model_is_told_the_rates_to_come():
             asked.append((at, schedule, history))
             return Forecasts(np.array(at), np.array([2.0]), np.array([1.0]))
 
-    _during(falling(0.1, 48), falling(1, 100), curves=Spy(), stop="chance")
+    _during(falling(0.1, 80), falling(1, 100), curves=Spy(), stop="chance")
     ((at, schedule, history),) = asked
     assert (at, list(history)) == ([100.0], [])
     assert schedule.over(0, 100) == [0.2] * 100

@@ -179,11 +179,12 @@ class Horizon:
         return Forecast(at=float(length), mean=probed.objective, std=std)
 
     def prune(self, record: Record, probe: Probe, curve: Curve) -> str:
-        """Stop a probe that will hardly beat the best finished one; not before 40 % of it."""
+        """Stop a probe that will hardly beat the best finished one; not before half of its decay, which rewards a high
+        rate most."""
         stage = record.stages[probe.stage]
         done = curve.offsets[-1] + 1 if len(curve) else 0
         best = self._best(stage)
-        if not self.prune_losers or best is None or best.curve is None or done < 0.4 * probe.length:
+        if not self.prune_losers or best is None or best.curve is None or done < (1 - self.decay / 2) * probe.length:
             return ""
         if self.stop == "paired":
             return _outpaced(curve, best, best.curve, done)
