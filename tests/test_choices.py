@@ -119,7 +119,7 @@ def test_every_shape_is_run_at_its_rates_with_the_tasks_warm_up(monkeypatch: pyt
 def test_what_a_choice_of_probes_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     bowl = [(10 ** (-3 + i / 4), 2 * math.exp(0.05 * (i / 4 - 1) ** 2)) for i in range(9)]
     monkeypatch.setattr(lengths, "whole_run", lambda task: bowl)
-    former, now, other, _ = probes.CHOICES
+    former, now, other, *_ = probes.CHOICES
     rows = [probes.Row("t", former, seed, 0.1, 2.0) for seed in probes.SEEDS]
     assert probes.lost(rows, "t", former) == pytest.approx(math.expm1(0.05), rel=1e-4)
     rows = [probes.Row("t", now, seed, rate, 2.0) for seed, rate in zip(probes.SEEDS, (0.01, 0.001), strict=True)]
