@@ -77,7 +77,7 @@ def write(rows: list[Row], path: Path = DOCUMENT) -> None:
         "Written by `python -m benchmarks choices`; edit nothing here by hand. Test loss after one tuned run, mean of",
         f"seeds {SEEDS}, which the benchmark does not report; in brackets, over that of the first line. *all*:",
         "geometric mean of these ratios. A run of the CNN varies by 3 % from seed to seed, of the GPT by 1 %, of the",
-        "MLP by 3 %.",
+        "MLP by 3 %. Each line was run with the sampler and the rule for stopping probes that `horizon` had then.",
         "",
         "| changed | " + " | ".join(tasks) + " | all | extra steps a kept step |",
         "| --- " * (len(tasks) + 3) + "|",

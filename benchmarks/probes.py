@@ -72,7 +72,8 @@ def lost(rows: list[Row], task: str, choice: str) -> float | None:
     rates = [row.rate for row in rows if (row.task, row.choice) == (task, choice)]
     if CHOICES[choice][2] or len(rates) < len(SEEDS):
         return None
-    return fmean(lengths.regret(lengths.whole_run(task), rate) for rate in rates)
+    whole = lengths.whole_run(task)
+    return fmean(lengths.regret(whole, rate) for rate in rates)
 
 
 def section() -> list[str]:

@@ -59,7 +59,7 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: TensorDataset) -> float:
-    """Mean squared error, in units of the air time's variance."""
+    """Mean squared error, in units of the target's variance."""
     categories, numbers, target = dataset.tensors
     return nn.functional.mse_loss(model(categories, numbers), target).item()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autolrs
+from examples.tabular_mlp import evaluate
 
 STEPS = 3500
 CATEGORIES = ["carrier", "origin", "dest", "hour", "date"]
@@ -54,13 +55,6 @@ class Network(nn.Module):
     def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
         delay: Tensor = self.layers(torch.cat([self.categories(categories).flatten(1), numbers], 1))
         return delay
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, dataset: TensorDataset) -> float:
-    """Mean squared error, in units of the delay's variance."""
-    categories, numbers, delay = dataset.tensors
-    return nn.functional.mse_loss(model(categories, numbers), delay).item()
 
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
