@@ -206,6 +206,10 @@ class CheckpointStore:
         """Remove the checkpoints of later kept steps: training went back to `step`."""
         self._keep_only(lambda entry: entry.step <= step)
 
+    def remove(self, tag: str) -> None:
+        """Remove the checkpoint with this tag, if there is one."""
+        self._keep_only(lambda entry: entry.tag != tag)
+
     def _keep_only(self, wanted: Callable[[Entry], bool]) -> None:
         self._writing()
         entries = self._entries()

@@ -101,6 +101,9 @@ def tune(
     average: Annotated[
         bool, typer.Option("--average", help="Let averaged weights be the final ones where they validate better.")
     ] = False,
+    restore_best: Annotated[
+        bool, typer.Option(help="Let a probe's end be the final state if the whole run ends higher.")
+    ] = True,
     tuned: Annotated[str | None, typer.Option(help="Name, in `track`, of the optimizer to tune.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Let checkpoints hold pickles.")] = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="Own a study that another process owns.")] = False,
@@ -151,6 +154,7 @@ def tune(
                 replay_memory=replay_memory,
                 max_seconds=max_seconds,
                 average=average,
+                restore_best=restore_best,
                 tuned=tuned,
                 allow_pickle=allow_pickle,
                 takeover=takeover,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from autolrs.codec import Encoded
 from autolrs.engine import apply, decide, roll_back
-from autolrs.errors import StoppedError
+from autolrs.errors import CheckpointError, StoppedError
 from autolrs.protocols import Callback, Strategy
 from autolrs.records import (
     Curve,
@@ -30,6 +31,9 @@ from autolrs.snapshot import Tree, rng_preserved
 
 log = logging.getLogger("autolrs")
 
+PROBE: Final = "probe"
+"""Tag of the checkpoint at the end of the probe that ended lowest."""
+
 BEAT_SECONDS: Final = 1.0
 """How often a run says where it is, so that what a crash throws away can be counted."""
 
@@ -37,13 +41,17 @@ BEAT_SECONDS: Final = 1.0
 class Checkpoints(Protocol):
     """The part of `checkpoints.CheckpointStore` that a run needs."""
 
-    def save(self, step: int, tree: Tree | Encoded) -> object: ...
+    def save(self, step: int, tree: Tree | Encoded, *, tag: str = "") -> object: ...
+
+    def load(self, key: int | str) -> Tree: ...
 
     def tag(self, step: int, tag: str) -> object: ...
 
     def latest(self, at_most: int | None = None) -> tuple[int, Tree, list[str]]: ...
 
     def prune(self, keep: int = 2) -> None: ...
+
+    def remove(self, tag: str) -> None: ...
 
 
 class Store(Protocol):
@@ -80,6 +88,10 @@ class Directing(Protocol):
     def keep_final(self) -> None: ...
 
     def load(self) -> Tree: ...
+
+    def save_probe(self, probe: Probe, loss: float, tree: Tree) -> None: ...
+
+    def load_probe(self, loss: float) -> Tree | None: ...
 
 
 class Director:
@@ -161,8 +173,9 @@ class Director:
         self._store.checkpoints.prune(keep=2)
 
     def keep_final(self) -> None:
-        """Keep the checkpoint of the last step for good."""
+        """Keep the checkpoint of the last step for good; it is chosen."""
         self._store.checkpoints.tag(self.record.kept_steps, "final")
+        self._store.checkpoints.remove(PROBE)
 
     def load(self) -> Tree:
         """The checkpoint of the record's kept step; if it is damaged, the one before, to which the record goes back."""
@@ -175,6 +188,25 @@ class Director:
             self.tell(from_json(tree["cause"]))  # a kill came between the roll-back's checkpoint and its record
         return tree
 
+    def save_probe(self, probe: Probe, loss: float, tree: Tree | Encoded) -> None:
+        """Keep the state at a probe's end, where its validation loss is `loss`, if none ended lower before."""
+        if loss < lowest(self.record):
+            self._store.checkpoints.save(self.record.kept_steps, tree, tag=PROBE)
+
+    def load_probe(self, loss: float) -> Tree | None:
+        """The state at the end of the probe that ended lowest, if that is below `loss`, the whole run's."""
+        if not beaten(self.record, loss):
+            return None
+        best = lowest(self.record)
+        try:
+            tree = self._store.checkpoints.load(PROBE)
+        except CheckpointError as error:
+            log.warning("a probe ended at %.6g, below the run's %.6g, but its state is gone: %s", best, loss, error)
+            return None
+        probe = from_json(tree["probe"])
+        found = self.record.stages[probe.stage].trials[probe.number]
+        return tree if found.objective == best else None
+
     def _tell(self, event: Event) -> None:
         if isinstance(event, Probed) and event.state is not TrialState.DIVERGED:
             event = replace(event, forecast=self._strategy.judge(self.record, event))
@@ -184,6 +216,21 @@ class Director:
         self.record = record
         for callback in self._callbacks:
             callback.on_event(record, event)
+
+
+def lowest(record: Record) -> float:
+    """The lowest validation loss at the end of a probe whose state there may be the final one; infinity without any."""
+    if not (record.settings.restore_best and record.validates):
+        return math.inf
+    trials = (trial for stage in record.stages for trial in stage.trials)
+    ends = (trial.objective for trial in trials if trial.whole and trial.state is TrialState.COMPLETE)
+    return min((loss for loss in ends if loss is not None), default=math.inf)
+
+
+def beaten(record: Record, loss: float) -> bool:
+    """Whether such a probe ended below `loss`; any does below NaN."""
+    best = lowest(record)
+    return math.isfinite(best) and not loss <= best
 
 
 def stopped(record: Record, reason: str) -> StoppedError:

@@ -139,7 +139,7 @@ def before_batch(record: Record, number: int, batch: int) -> Record:
         return record
     first = first_of_batch(number, batch)
     masked = (
-        Trial(trial.stage, trial.number, trial.rate, trial.length, momentum=trial.momentum)
+        Trial(trial.stage, trial.number, trial.rate, trial.length, momentum=trial.momentum, whole=trial.whole)
         for trial in stage.trials[first:]
     )
     return _with_stage(record, replace(stage, trials=(*stage.trials[:first], *masked)))
@@ -217,7 +217,7 @@ def _opened(record: Record, event: Opened) -> Record:
 
 def _issued(record: Record, event: Issued) -> Record:
     stage = _searched(record, event, event.stage)
-    trial = Trial(event.stage, event.number, event.rate, event.length, momentum=event.momentum)
+    trial = Trial(event.stage, event.number, event.rate, event.length, momentum=event.momentum, whole=event.whole)
     if trial in stage.trials:  # issued again after a crash
         return record
     _expect(event.number == len(stage.trials) and record.kept_steps == stage.start, record, event)
@@ -317,6 +317,7 @@ def _finished(record: Record, event: Finished) -> Record:
         validation_calls=calls,
         average=event.average,
         plain_loss=event.plain_loss,
+        early=event.early,
     )
 
 

@@ -132,6 +132,8 @@ def _title(fig: Figure, study: Study) -> None:
         else f"{settings.steps:,} steps"
     )
     loss = f", final loss {number(study.final_loss)}" if study.final_loss is not None else ""
+    if (early := study.record.early) is not None:
+        loss += f" of probe {early.stage}.{early.number} (the run: {number(study.record.plain_loss)})"
     fig.suptitle(
         f"{study.name}   {done}, strategy {settings.strategy}, space {settings.space.name}{loss}, "
         f"search cost {cost.search_cost:.2f}",

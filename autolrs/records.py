@@ -20,7 +20,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any, Final, cast
 
-from autolrs.schedules import Piece, Schedule
+from autolrs.schedules import Piece, Schedule, cut
 from autolrs.space import SearchSpace
 
 POINTS: Final = 50
@@ -128,6 +128,7 @@ class Trial:
         momentum: tried instead of the optimizer's own; None: its own.
         objective: measured loss at its end (validation if there is one, else mean of the last training losses).
         forecast: the loss that the strategy expects of this rate at its horizon; None if the probe diverged.
+        whole: it is a complete run in small, whose end may become the final state.
     """
 
     stage: int
@@ -143,6 +144,7 @@ class Trial:
     forecast: Forecast | None = None
     reason: str = ""
     momentum: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,7 @@ class Settings:
         strategy: its name, and its parameters as plain values in `options`.
         curve_model: name of the curve model.
         average: whether an average of the kept weights may become the final ones.
+        restore_best: whether the end of a probe may, if the whole run ends higher.
     """
 
     steps: int
@@ -199,6 +202,7 @@ class Settings:
     curve_model: str = "auto"
     checkpoint_every: int = 0
     average: bool = False
+    restore_best: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +238,8 @@ class Record:
     finished: bool = False
     final_loss: float | None = None
     average: float | None = None  # the final weights are the average with this power
-    plain_loss: float | None = None  # validation loss without averaging, if there was a choice
+    plain_loss: float | None = None  # validation loss of the last step's weights, if there was a choice
+    early: Probe | None = None  # the final weights are those at this probe's end
 
     @property
     def probe_steps(self) -> int:
@@ -259,8 +264,18 @@ class Record:
 
     @property
     def schedule(self) -> Schedule | None:
-        """Rates used and planned so far; None until the first decision."""
+        """Rates of the kept run, used and planned so far; None until the first decision."""
         return Schedule(self.pieces, self.ratios or (1.0,), self.momentum) if self.pieces else None
+
+    @property
+    def final_schedule(self) -> Schedule | None:
+        """Rates that lead to the final weights: the kept run's, unless those are a probe's."""
+        early = self.early
+        if early is None:
+            return self.schedule
+        start = self.stages[early.stage].start
+        pieces = (*cut(self.pieces, 0, start), *(piece.shifted(start) for piece in early.pieces))
+        return Schedule(pieces, self.ratios or (1.0,), early.momentum)
 
     @property
     def momentum(self) -> float | None:
@@ -289,6 +304,7 @@ class Probe:
         validations: validation points spread over the probe, the last one at its end.
         incumbent: trial whose kept state must stay in memory; others may go.
         momentum: instead of the optimizer's own; None: its own.
+        whole: it is a complete run in small, whose end may become the final state.
     """
 
     stage: int
@@ -300,6 +316,7 @@ class Probe:
     validations: int = 1
     incumbent: int | None = None
     momentum: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,10 +390,11 @@ class Issued:
     rate: float
     length: int
     momentum: float | None = None
+    whole: bool = False
 
     @classmethod
     def of(cls, probe: Probe) -> Issued:
-        return cls(probe.stage, probe.number, probe.rate, probe.length, probe.momentum)
+        return cls(probe.stage, probe.number, probe.rate, probe.length, probe.momentum, probe.whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,13 +474,15 @@ class Finished:
 
     Attributes:
         average: power of the average (`averages`) that the final weights are; None: they are the last step's.
-        plain_loss: validation loss of the last step's weights, if averages were measured too.
+        plain_loss: validation loss of the last step's weights, if the final ones were chosen among several.
+        early: the probe at whose end the final weights were; None: at the run's.
     """
 
     final_loss: float | None
     validations: int = 0
     average: float | None = None
     plain_loss: float | None = None
+    early: Probe | None = None
 
 
 Event = (
@@ -472,7 +492,7 @@ Event = (
 _TYPES: Final[dict[str, type]] = {
     cls.__name__: cls
     for cls in (
-        *(Piece, Curve, Forecast, Trial, Stage, SearchSpace, Settings, Decide),
+        *(Piece, Curve, Forecast, Trial, Stage, SearchSpace, Settings, Decide, Probe),
         *(Started, Opened, Issued, Probed, Decided, Trained, RolledBack, Reverted, Moved, Lost, Elapsed, Finished),
     )
 }

@@ -42,6 +42,8 @@ def report(study: Study, *, wide: bool = False) -> RenderableType:
         parts += [_titled("Stages", _stages(record)), _titled("Probes", _probes(record, wide))]
     if record.pieces:
         parts.append(_titled("Schedule", schedule_table(record.pieces, record.ratios)))
+    if record.early is not None:
+        parts.append(_titled("Schedule of the final weights", _final_schedule(record)))
     if record.roll_backs:
         parts.append(_titled("Roll-backs", Text("\n".join(record.roll_backs), style="yellow")))
     return Group(*parts, _titled("Cost", cost_table(study.cost)))
@@ -54,8 +56,10 @@ def summary(study: Study) -> RenderableType:
     grid.add_row(Text("final loss", "dim"), Text(number(study.final_loss, 6), "bold"))
     if study.result is not None:
         grid.add_row(Text("result", "dim"), Text(str(study.result)))
+    if study.early is not None:
+        grid.add_row(Text("restored", "dim"), Text(_restored(study.record)))
     grid.add_row(Text("weights", "dim"), Text(str(study.checkpoint())))
-    schedule = _titled("Schedule", schedule_table(study.record.pieces, study.record.ratios))
+    schedule = _titled("Schedule", _final_schedule(study.record))
     return Group(grid, schedule, _titled("Cost", cost_table(study.cost)))
 
 
@@ -93,6 +97,12 @@ def schedule_table(pieces: tuple[Piece, ...], ratios: tuple[float, ...]) -> Rend
         return table
     groups = ", ".join(f"{group}: x{number(ratio)}" for group, ratio in enumerate(ratios))
     return Group(table, Text(f" parameter groups  {groups}", style="dim"))
+
+
+def _final_schedule(record: Record) -> RenderableType:
+    schedule = record.final_schedule
+    assert schedule is not None
+    return schedule_table(schedule.pieces, record.ratios)
 
 
 def cost_table(cost: Cost) -> RenderableType:
@@ -149,12 +159,27 @@ def _header(study: Study) -> RenderableType:
         ("curve model", settings.curve_model),
         ("seed", str(settings.seed)),
         *((("momentum", f"{record.momentum:g} instead of {record.own_momentum:g}"),) if record.momentum else ()),
-        *((("averaged weights", _averaged(record)),) if settings.average and record.finished else ()),
+        *(
+            (("averaged weights", _averaged(record)),)
+            if settings.average and record.finished and not record.early
+            else ()
+        ),
+        *((("restored", _restored(record)),) if record.early else ()),
         ("exact", exact),
         ("stored in", study.storage),
     ):
         grid.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(value))
     return grid
+
+
+def _restored(record: Record) -> str:
+    """Which probe the final weights are of, and what the whole run has."""
+    early = record.early
+    assert early is not None
+    return (
+        f"the end of probe {early.stage}.{early.number}, {early.length:,} steps: the whole run overfits, and ended at "
+        f"{number(record.plain_loss, 6)}"
+    )
 
 
 def _averaged(record: Record) -> str:

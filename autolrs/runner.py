@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autolrs.averages import POWERS, Averages
 from autolrs.batches import Feed, PassEnded, Place, position_of
-from autolrs.director import Directing, stopped
+from autolrs.director import Directing, lowest, stopped
 from autolrs.errors import IdentityError, SessionError
 from autolrs.rates import Rates
 from autolrs.records import (
@@ -38,6 +38,7 @@ from autolrs.records import (
     Train,
     Trained,
     TrialState,
+    from_json,
     to_json,
 )
 from autolrs.schedules import Schedule
@@ -98,6 +99,7 @@ class Runner:
         self._stage: _Snapshot | None = None
         self._candidates: dict[int, tuple[_Snapshot, list[float], list[float]]] = {}
         self._astray = False  # the live state is a probe's
+        self._early: Tree | None = None  # it is one for good: which probe, and the run's own loss
         self._tail: deque[float] = deque(maxlen=min(max(READ, director.record.settings.steps // 10), TAIL))
         self._begin()
 
@@ -161,6 +163,7 @@ class Runner:
         restore_rng(tree["rng"])
         self._tail.clear()
         self._tail.extend(tree["tail"].tolist())
+        self._early = tree.get("early")
 
     def _take_over(self, tree: Tree) -> None:
         """Become the kept run as another process left it; whatever was here goes."""
@@ -258,15 +261,41 @@ class Runner:
         loss, calls, averages, plain = None, 0, self._averages, None
         if self._validate is not None:
             loss, calls = self._measure(), 1
-            if averages is not None and averages.used is None:  # else it was chosen before a crash
-                plain, calls = loss, 1 + len(POWERS)
-                loss = self._choose_average(averages, plain)
+            if self._early is None:  # else it was chosen before a crash
+                if averages is not None and averages.used is None:  # the same
+                    plain, calls = loss, 1 + len(POWERS)
+                    loss = self._choose_average(averages, plain)
+                loss, plain = self._choose_probe(loss, plain)
             if not math.isfinite(loss):
                 log.warning("the validation loss at the end is %s, though no training loss was.", loss)
         elif self._tail:
             loss = math.fsum(self._tail) / len(self._tail)
+        early = None
+        if self._early is not None:
+            early, plain = from_json(self._early["probe"]), self._early["plain"]
         self._director.keep_final()
-        self._director.tell(Finished(loss, calls, None if averages is None else averages.used, plain))
+        self._director.tell(Finished(loss, calls, None if early or averages is None else averages.used, plain, early))
+
+    def _choose_probe(self, loss: float, plain: float | None) -> tuple[float, float | None]:
+        """Let the state be that at the end of the best probe, if it is better than `loss`: the whole run overfits.
+
+        Returns:
+            The final state's loss, and that of the last step's weights if there was a choice.
+        """
+        tree = self._director.load_probe(loss)
+        if tree is None:
+            return loss, plain
+        self._restore_objects(tree["objects"])
+        restore_rng(tree["rng"])
+        self._early = {"probe": tree["probe"], "plain": loss if plain is None else plain}
+        self._save(self._director.record.kept_steps)
+        log.warning(
+            "the whole run overfits: it ended at %.6g, a probe of %d steps at %.6g; its weights are the final ones.",
+            loss,
+            from_json(tree["probe"]).length,
+            tree["loss"],
+        )
+        return float(tree["loss"]), self._early["plain"]
 
     def _choose_average(self, averages: Averages, plain: float) -> float:
         """Let the weights be the average that validates best, if that is finite and better than `plain`; its loss."""
@@ -355,6 +384,8 @@ class Runner:
         if state is not TrialState.DIVERGED and steps:
             last = segment.losses[-max(READ, probe.length // 10) :]
             objective = segment.validation[-1][1] if segment.validation else math.fsum(last) / len(last)
+        if probe.whole and state is TrialState.COMPLETE and segment.validation:
+            self._offer(probe, segment.validation[-1][1])
         self._segment = None
         self._director.tell(
             Probed(
@@ -370,6 +401,11 @@ class Runner:
                 validations=len(segment.validation),
             )
         )
+
+    def _offer(self, probe: Probe, loss: float) -> None:
+        """Store the state at a probe's end, in case the whole run ends higher; what is not the lowest is not needed."""
+        if loss < lowest(self._director.record):
+            self._director.save_probe(probe, loss, {**self._tree(), "probe": to_json(probe), "loss": loss})
 
     def _end_stretch(self, segment: _Segment, *, adopted: bool = False) -> None:
         """The kept run has come to `segment.now`: checkpoint first, then the record."""
@@ -447,12 +483,19 @@ class Runner:
         tree = {
             "cause": to_json(cause),  # not yet in the record, which has so many:
             "roll_backs": len(self._director.record.roll_backs),
-            "objects": {name: tracked.capture() for name, tracked in self._tracked.items()},
-            "rng": capture_rng(),
+            "early": self._early,
             "feed": self.feed.state(),
             "tail": torch.tensor(list(self._tail), dtype=torch.float64),
+            **self._tree(),
         }
         self._director.save(step, tree)
+
+    def _tree(self) -> Tree:
+        """The live state, as far as it is not the data's."""
+        return {
+            "objects": {name: tracked.capture() for name, tracked in self._tracked.items()},
+            "rng": capture_rng(),
+        }
 
 
 def _validation_points(probe: Probe) -> list[int]:

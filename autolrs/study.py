@@ -98,12 +98,13 @@ class Study:
 
     @property
     def schedule(self) -> Schedule:
-        """Rates used, and planned as far as decided.
+        """Rates that led to the weights there are, and planned as far as decided. If the final weights are a probe's
+        (`early`), that is all it has.
 
         Raises:
             SettingError: nothing is decided yet.
         """
-        schedule = self.record.schedule
+        schedule = self.record.final_schedule
         if schedule is None:
             raise SettingError(f"study {self.name!r} has no schedule yet: its first search is not over.")
         return schedule
@@ -131,6 +132,12 @@ class Study:
         return self.record.average
 
     @property
+    def early(self) -> Trial | None:
+        """The probe at whose end the final weights were, as the whole run ended higher; None: they are the run's."""
+        early = self.record.early
+        return None if early is None else self.stages[early.stage].trials[early.number]
+
+    @property
     def exact(self) -> bool:
         """Whether a plain loop with this schedule and seed gives the same weights, bit for bit."""
         return not self.exact_reason
@@ -140,7 +147,7 @@ class Study:
         """Why `exact` is false; "" if it is true."""
         if not self.record.finished:
             return "the run is not finished"
-        if self.record.roll_backs:
+        if self.record.roll_backs and not self.record.early:
             return f"the kept run was rolled back: {'; '.join(self.record.roll_backs)}"
         if self.record.moved:
             return f"it was resumed under other conditions: {'; '.join(self.record.moved)}"

@@ -71,6 +71,7 @@ def tune(
     replay_memory: int | str = "1GiB",
     max_seconds: float | None = None,
     average: bool = False,
+    restore_best: bool = True,
     resume: Resume = "auto",
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -105,6 +106,8 @@ def tune(
         max_seconds: stop, resumable, after this wall time.
         average: keep two averages of the weights as they train, and let the better one be the final weights if it
             validates better than the last step's; needs `session.validate`, and memory for the model twice.
+        restore_best: let the final state be that at the end of a probe of "horizon", a complete run in small, if that
+            validates better than the whole run, which then overfits; needs `session.validate`.
         resume: "auto": go on with an unfinished study of that name, else start one (NAME-2, ... after a finished
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
@@ -144,6 +147,7 @@ def tune(
         replay_memory=replay_memory,
         max_seconds=max_seconds,
         average=average,
+        restore_best=restore_best,
         resume=resume,
         seed=seed,
         callbacks=callbacks,
@@ -245,6 +249,7 @@ class _Run:
         replay_memory: int | str,
         max_seconds: float | None,
         average: bool,
+        restore_best: bool,
         resume: Resume,
         seed: int,
         callbacks: Sequence[Callback],
@@ -265,6 +270,7 @@ class _Run:
             checkpoint_every=checkpoint_every,
             seed=seed,
             average=average,
+            restore_best=restore_best,
         )
         memory = _bytes(replay_memory)
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
@@ -405,6 +411,7 @@ def settings_of(
     checkpoint_every: int | None = None,
     seed: int = 0,
     average: bool = False,
+    restore_best: bool = True,
 ) -> Settings:
     """The settings that a run is stored under.
 
@@ -416,6 +423,7 @@ def settings_of(
         ("steps >= 1, an integer", steps, isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1),
         ("0 <= search_budget <= 100", budget, isinstance(budget, int | float) and 0 <= budget <= 100),
         ("average is True or False", average, isinstance(average, bool)),
+        ("restore_best is True or False", restore_best, isinstance(restore_best, bool)),
         ("0 <= seed < 2**32, an integer", seed, isinstance(seed, int) and 0 <= seed < 2**32),
         (
             "checkpoint_every >= 1, an integer",
@@ -435,6 +443,7 @@ def settings_of(
         curve_model=curve_model,
         checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 50)),
         average=average,
+        restore_best=restore_best,
     )
 
 
@@ -456,7 +465,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | None) else {"kind": type(value).__name__}
 
 
-_IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average")
+_IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best")
 
 
 def _identity(settings: Settings) -> dict[str, Any]:

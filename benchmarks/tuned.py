@@ -49,7 +49,9 @@ def run(
             storage=folder,
         )
         wall = time.perf_counter() - start
-    rate = max(study.schedule(step) for step in range(study.steps))
+    schedule = study.record.schedule
+    assert schedule is not None
+    rate = max(schedule(step) for step in range(study.steps))
     cost = study.cost
     # As design has it: what the search cost is what was probed and not adopted, and what was rolled back.
     probes = cost.probe_steps - cost.adopted_steps + cost.discarded_steps

@@ -189,6 +189,7 @@ class Scripted:
     stages: int = 1
     keep: int = 0
     validations: int = 1
+    whole: bool = False
     prune_from: dict[int, int] = field(default_factory=dict)
 
     name = "scripted"
@@ -213,6 +214,7 @@ class Scripted:
                 keep=self.keep,
                 validations=self.validations,
                 incumbent=None if winner is None else winner.number,
+                whole=self.whole,
             )
         if in_flight:
             return Wait()
@@ -251,10 +253,20 @@ class MemoryStore:
 class MemoryCheckpoints:
     def __init__(self) -> None:
         self.trees: dict[int, Tree] = {}
+        self.tagged: dict[str, Tree] = {}
         self.final: Tree | None = None
 
-    def save(self, step: int, tree: Tree) -> None:
-        self.trees[step] = clone(tree)
+    def save(self, step: int, tree: Tree, *, tag: str = "") -> None:
+        if tag:
+            self.tagged[tag] = clone(tree)
+        else:
+            self.trees[step] = clone(tree)
+
+    def load(self, key: str) -> Tree:
+        return clone(self.tagged[key])
+
+    def remove(self, tag: str) -> None:
+        self.tagged.pop(tag, None)
 
     def tag(self, step: int, tag: str) -> None:
         assert tag == "final"

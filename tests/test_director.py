@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,17 @@ class FakeStore:
     def heartbeat(self, payload):
         self.said.append(payload)
 
-    def save(self, step, tree):
-        self.said.append(("save", step))
-        self.saved[step] = tree
+    def save(self, step, tree, *, tag=""):
+        self.said.append(("save", tag or step))
+        self.saved[tag or step] = tree
+
+    def load(self, key):
+        if key not in self.saved:
+            raise CheckpointError(f"no checkpoint {key}")
+        return self.saved[key]
+
+    def remove(self, tag):
+        self.said.append(("remove", tag))
 
     def tag(self, step, tag):
         self.said.append(("tag", step, tag))
@@ -252,7 +261,33 @@ def test_a_checkpoint_leaves_the_one_before_it():
     director, store = started()
     director.save(20, TREE)
     director.keep_final()
-    assert store.said == [("save", 20), ("prune", 2), ("tag", 0, "final")]
+    assert store.said == [("save", 20), ("prune", 2), ("tag", 0, "final"), ("remove", "probe")]
+
+
+def test_the_lowest_end_of_a_whole_probe_is_kept_and_found_if_the_run_ends_higher(caplog):
+    director, store = started(Horizon())
+    director.tell(Started(0.1, (1.0,), True))
+    opened = director.next()
+    director.tell(Opened(opened.stage, opened.start, 3.0))
+    assert director.load_probe(math.nan) is None
+    for loss, state in ((2.0, TrialState.COMPLETE), (1.0, TrialState.PRUNED), (2.5, TrialState.COMPLETE)):
+        probe = director.next()
+        director.tell(Issued.of(probe))
+        director.save_probe(probe, loss, {"probe": to_json(probe), "loss": loss})
+        director.tell(probed(probe, objective=loss, state=state))
+    saved = [said for said in store.said if said == ("save", "probe")]
+    assert len(saved) == 2  # the third is higher than the first
+    for loss in (2.1, math.inf, math.nan):
+        assert director.load_probe(loss) is None  # what was saved is the stopped probe's, not the lowest finished one's
+    store.saved["probe"] = {"probe": to_json(replace(probe, number=0)), "loss": 2.0}
+    for loss in (2.1, math.inf, math.nan):
+        assert director.load_probe(loss)["loss"] == 2.0
+    assert director.load_probe(2.0) is None
+    assert director.load_probe(-math.inf) is None
+    assert not caplog.messages
+    del store.saved["probe"]
+    assert director.load_probe(2.1) is None
+    assert "its state is gone" in caplog.text
 
 
 def _trained(director):

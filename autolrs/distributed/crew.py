@@ -248,11 +248,13 @@ class Crew:
         data, member.brought = member.brought, None
         if report.step is not None:
             self._director.save(report.step, Encoded(memoryview(data)))
+        if report.probe is not None:
+            self._director.save_probe(*report.probe, Encoded(memoryview(data)))
         if report.final:
             self._director.keep_final()
         for event in report.events:
             self._happened(member, event)
-        if data is not None:
+        if report.step is not None:
             first = self._state is None
             self._state = KeptState(key_of(self._director.record), member.blob, data)
             if first:
@@ -263,6 +265,8 @@ class Crew:
             member.rest()
         elif report.want is Want.state:
             self._answer(member, hand_over=True)
+        elif report.want is Want.probe:
+            self._answer(member, state=self._best_probe(report.loss))
         elif report.ended is None:
             self._answer(member)
         return self._over(member, report.ended) if report.ended else None
@@ -337,9 +341,19 @@ class Crew:
         lead = self._lead or first
         return lead if lead.idle else None
 
-    def _answer(self, member: Member, *, hand_over: bool = False) -> None:
+    def _best_probe(self, loss: float) -> Any:
+        """A reference to the state at the end of the best probe, if it ended below `loss`."""
+        import numpy as np
+        import ray
+
+        tree = self._director.load_probe(loss)
+        if tree is None:
+            return None
+        return ray.put(np.frombuffer(encode(tree, allow_pickle=self._allow_pickle), np.uint8))
+
+    def _answer(self, member: Member, *, hand_over: bool = False, state: Any = None) -> None:
         """Send a worker its task and what has happened; with `hand_over`, the kept state to start from."""
-        state, events = None, self._store.events()
+        events = self._store.events()
         if hand_over:
             assert self._state is not None
             assert self._state.key == key_of(self._director.record)

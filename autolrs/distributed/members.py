@@ -77,7 +77,7 @@ class Member:
         import ray
 
         report: Report = ray.get(self.talk)
-        self.brought = ray.get(self.blob) if report.step is not None else None
+        self.brought = None if report.step is None and report.probe is None else ray.get(self.blob)
         self.moved = time.monotonic()
         return report
 

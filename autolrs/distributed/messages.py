@@ -15,7 +15,7 @@ from typing import Any
 
 from autolrs.distributed.shipping import Shipped
 from autolrs.protocols import Strategy
-from autolrs.records import Event, Instruction, Settings
+from autolrs.records import Event, Instruction, Probe, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Want(Enum):
 
     order = auto()
     state = auto()  # the checkpoint of the record's kept step
+    probe = auto()  # that of the best probe's end, if it ended below a loss
     nothing = auto()  # but that the driver has stored what it was told
 
 
@@ -80,12 +81,16 @@ class Report:
     Attributes:
         step: kept step of the checkpoint that comes beside the report; None: none does.
         final: the last checkpoint is the final one.
+        probe: the state beside the report is that at this probe's end, and its validation loss there.
+        loss: with `Want.probe`, the whole run's validation loss.
     """
 
     step: int | None = None
     final: bool = False
     events: tuple[Event, ...] = ()
     want: Want = Want.order
+    probe: tuple[Probe, float] | None = None
+    loss: float = 0.0
     ended: Ended | None = None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autolrs.codec import decode, encode
+from autolrs.director import beaten, lowest
 from autolrs.distributed.messages import Order, Report, Setup, Want
 from autolrs.engine import apply, before_batch, replay, roll_back
 from autolrs.records import Curve, Event, Finished, Instruction, Issued, Probe, Record, RolledBack
@@ -37,6 +38,7 @@ class RemoteDirector:
         self._told: list[Event] = []
         self._step: int | None = None
         self._state: bytearray | None = None
+        self._probe: tuple[Probe, float] | None = None
         self._final = False
         self._handed: State = None
 
@@ -89,17 +91,30 @@ class RemoteDirector:
         _, state = self._exchange(Want.state)
         return self._decoded(state)
 
+    def save_probe(self, probe: Probe, loss: float, tree: Tree) -> None:
+        if loss >= lowest(self.record):  # as far as this worker knows
+            return
+        if self._state is not None:
+            self._exchange(Want.nothing)
+        self._probe, self._state = (probe, loss), encode(tree, allow_pickle=self._allow_pickle)
+
+    def load_probe(self, loss: float) -> Tree | None:
+        if not beaten(self.record, loss):
+            return None
+        _, state = self._exchange(Want.probe, loss=loss)
+        return None if state is None else decode(memoryview(state), allow_pickle=self._allow_pickle, alias=True)
+
     def report(self, want: Want, **more: Any) -> tuple[Report, State]:
         """What there is to report, and the checkpoint to go with it; it then counts as reported."""
         import numpy as np
 
-        report = Report(self._step, self._final, tuple(self._told), want, **more)
+        report = Report(self._step, self._final, tuple(self._told), want, self._probe, **more)
         state = None if self._state is None else np.frombuffer(self._state, np.uint8)
-        self._told, self._step, self._state, self._final = [], None, None, False
+        self._told, self._step, self._state, self._final, self._probe = [], None, None, False, None
         return report, state
 
-    def _exchange(self, want: Want) -> tuple[Order, State]:
-        order, state = self._ask(*self.report(want))
+    def _exchange(self, want: Want, **more: Any) -> tuple[Order, State]:
+        order, state = self._ask(*self.report(want, **more))
         # The driver's events have ours among them, with the forecasts that its strategy adds.
         for event in order.events:
             self._stored = apply(self._stored, event)

@@ -269,6 +269,7 @@ class Horizon:
             keep=plateau if self.adopt else 0,
             incumbent=self._incumbent(record, stage),
             momentum=momentum,
+            whole=True,
         )
 
     def _miniature(self, settings: Settings, stage: Stage, rate: float, length: int) -> tuple[tuple[Piece, ...], int]:
