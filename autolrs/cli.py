@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -187,10 +187,10 @@ def submit(
         from autolrs import jobs
 
         command = jobs.entrypoint(train, context.args, python=python)
-        if print_manifest is not None:
-            _print_manifest(print_manifest, command, context.args)
-            return
         environment = dict(word.partition("=")[::2] for word in env or ())
+        if print_manifest is not None:
+            _print_manifest(print_manifest, command, context.args, environment)
+            return
         console = _console(stderr=True)
         with _logs(console):
             code = jobs.submit(
@@ -206,16 +206,18 @@ def submit(
     raise typer.Exit(code)
 
 
-def _print_manifest(kind: str, command: str, words: Sequence[str]) -> None:
+def _print_manifest(kind: str, command: str, words: Sequence[str], environment: Mapping[str, str]) -> None:
     from importlib.metadata import version
 
     from autolrs.jobs import number
     from autolrs.manifests import manifest
 
     resources = {"CPU": number(words, "--cpus-per-worker", 1), "GPU": number(words, "--gpus-per-worker", 0)}
-    workers = int(number(words, "--workers", 1))
+    workers = int(number(words, "--workers", 1, least=1))
     name = command.partition(" tune ")[2].partition(":")[2].partition(" ")[0]
-    text = manifest(kind, command, workers=workers, resources=resources, name=name, version=version("ray"))
+    text = manifest(
+        kind, command, workers=workers, resources=resources, name=name, version=version("ray"), environment=environment
+    )
     typer.echo(text, nl=False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import logging
+import math
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from autolrs.backends import is_url, masked_url
 from autolrs.errors import AutoLRSError, SettingError, StoppedError, UnsupportedError
@@ -218,14 +219,17 @@ def _value(words: Sequence[str], option: str) -> str | None:
     return None
 
 
-def number(words: Sequence[str], option: str, default: float) -> float:
+def number(words: Sequence[str], option: str, default: float, *, least: float = 0) -> float:
     """A number that is given to the job, for the manifests.
 
     Raises:
-        SettingError: it is none.
+        SettingError: it is none, or less than `least`, or has no end.
     """
-    given: Any = _value(words, option)
+    given = _value(words, option)
     try:
-        return default if given is None else float(given)
-    except ValueError as error:
-        raise SettingError(f"{option} must be a number, but got {given!r}.") from error
+        value = default if given is None else float(given)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise SettingError(f"{option} must be a number, at least {least:g}, but got {given!r}.")
+    return value

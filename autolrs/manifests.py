@@ -6,7 +6,9 @@ all nodes see.
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,17 +18,31 @@ IMAGE: Final = "rayproject/ray:{version}"
 HEAD: Final = {"cpu": 1, "memory": "4Gi"}
 
 
-def manifest(kind: str, command: str, *, workers: int, resources: Mapping[str, float], name: str, version: str) -> str:
-    """YAML of a cluster for `workers` workers with `resources` each (CPU, GPU), that runs `command`.
+def manifest(
+    kind: str,
+    command: str,
+    *,
+    workers: int,
+    resources: Mapping[str, float],
+    name: str,
+    version: str,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """YAML of a cluster for `workers` workers with `resources` each (CPU, GPU), that runs `command` in `environment`.
 
     Raises:
         UnknownNameError: no such kind.
     """
-    import yaml
-
     if kind not in _KINDS:
         raise UnknownNameError.of("manifest", kind, _KINDS)
-    tree = _KINDS[kind](command, workers, resources, _label(name), version)
+    # A pod or node smaller than what a worker asks for would never get it.
+    whole = {key: max(1, math.ceil(count)) for key, count in {"CPU": 1, **resources}.items() if count or key == "CPU"}
+    return _yaml(_KINDS[kind](command, workers, whole, _label(name), version, environment or {}))
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    import yaml
+
     text: str = yaml.safe_dump(tree, sort_keys=False, width=10**6)
     return text
 
@@ -43,18 +59,20 @@ def _label(name: str) -> str:
     return label[:40].rstrip("-")
 
 
-def _kuberay(command: str, workers: int, resources: Mapping[str, float], name: str, version: str) -> dict[str, Any]:
+def _kuberay(
+    command: str, workers: int, resources: Mapping[str, int], name: str, version: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
     """A RayJob (ray.io/v1): its cluster comes and goes with it, and it is tried again when it fails."""
-    wanted = {"cpu": max(1, round(resources.get("CPU", 1))), "memory": "8Gi"}
-    if resources.get("GPU"):
-        wanted["nvidia.com/gpu"] = max(1, round(resources["GPU"]))
-    head = {"cpu": HEAD["cpu"], "memory": HEAD["memory"]}
+    wanted = {"cpu": resources["CPU"], "memory": "8Gi"}
+    if "GPU" in resources:
+        wanted["nvidia.com/gpu"] = resources["GPU"]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {"name": name},
         "spec": {
             "entrypoint": command,
+            **({"runtimeEnvYAML": _yaml({"env_vars": dict(environment)})} if environment else {}),
             "backoffLimit": 3,  # the study goes on where the last attempt was
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
@@ -62,7 +80,7 @@ def _kuberay(command: str, workers: int, resources: Mapping[str, float], name: s
                 "rayVersion": version,
                 "headGroupSpec": {
                     "rayStartParams": {"num-cpus": "0"},  # the driver needs none of Ray's CPUs, nor do workers there
-                    "template": _pod("ray-head", head, version),
+                    "template": _pod("ray-head", HEAD, version),
                 },
                 "workerGroupSpecs": [
                     {
@@ -89,9 +107,12 @@ def _pod(name: str, resources: Mapping[str, Any], version: str) -> dict[str, Any
     return {"spec": {"containers": [container]}}
 
 
-def _cluster(command: str, workers: int, resources: Mapping[str, float], name: str, version: str) -> dict[str, Any]:
+def _cluster(
+    command: str, workers: int, resources: Mapping[str, int], name: str, version: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
     """For `ray up`: a head and workers of their own type; the command is for `ray submit` or `autolrs submit`."""
-    own = {key: max(1, round(count)) for key, count in {"CPU": 1.0, **resources}.items() if count}
+    if environment:
+        command = f"{shlex.join(['env', *(f'{key}={value}' for key, value in environment.items())])} {command}"
     return {
         "cluster_name": name,
         "provider": {"type": "aws", "region": "us-west-2"},
@@ -101,8 +122,8 @@ def _cluster(command: str, workers: int, resources: Mapping[str, float], name: s
         "available_node_types": {
             "head": {"node_config": {"InstanceType": "m5.large"}, "resources": {"CPU": 0}},
             "worker": {
-                "node_config": {"InstanceType": "g5.xlarge" if own.get("GPU") else "c5.xlarge"},
-                "resources": own,
+                "node_config": {"InstanceType": "g5.xlarge" if "GPU" in resources else "c5.xlarge"},
+                "resources": dict(resources),
                 "min_workers": workers,
                 "max_workers": workers,
             },
@@ -112,7 +133,7 @@ def _cluster(command: str, workers: int, resources: Mapping[str, float], name: s
     }
 
 
-_KINDS: Final[dict[str, Callable[[str, int, Mapping[str, float], str, str], dict[str, Any]]]] = {
+_KINDS: Final[dict[str, Callable[[str, int, Mapping[str, int], str, str, Mapping[str, str]], dict[str, Any]]]] = {
     "kuberay": _kuberay,
     "cluster": _cluster,
 }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from autolrs.errors import SettingError
 from autolrs.files import Writable, remove_temporaries, replace_file
+
+# pyarrow's own limit is 15 minutes, which pass without a word where Google's credentials are missing.
+GCS_RETRY_SECONDS: Final = 60
 
 
 class Place(Protocol):
@@ -140,7 +143,7 @@ def _system(uri: str) -> tuple[Any, str]:
     except ImportError as error:
         raise SettingError(f"checkpoints at {uri} need pyarrow: pip install 'autolrs[cloud]'.") from error
     try:
-        system, root = FileSystem.from_uri(uri)
+        system, root = FileSystem.from_uri(_with_limit(uri))
     except (ValueError, NotImplementedError, OSError) as unknown:
         try:
             from fsspec.core import url_to_fs
@@ -150,3 +153,16 @@ def _system(uri: str) -> tuple[Any, str]:
             raise SettingError(f"cannot keep checkpoints at {uri}: {unknown}; {error}.") from error
         system = PyFileSystem(FSSpecHandler(other))
     return system, root.rstrip("/")
+
+
+def _with_limit(uri: str) -> str:
+    """`uri`, and if it is Google's and does not say for how long to try again, that too.
+
+    >>> _with_limit("gs://bucket/runs")
+    'gs://bucket/runs?retry_limit_seconds=60'
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("gs", "gcs") or "retry_limit_seconds" in parse_qs(parts.query):
+        return uri
+    limit = f"retry_limit_seconds={GCS_RETRY_SECONDS}"
+    return urlunsplit(parts._replace(query=f"{parts.query}&{limit}" if parts.query else limit))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,20 +12,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import psutil
 import pytest
-import ray
-import yaml
-from jsonschema import Draft202012Validator, ValidationError, validate
 from tuned_loops import wait_for
 
 from autolrs import jobs, load_study
-from autolrs.cli import main
-from autolrs.errors import SettingError, UnknownNameError
-from autolrs.manifests import manifest
+from autolrs.errors import SettingError
 from autolrs.storage import StudyStore
 
 # What is sent
@@ -84,139 +76,6 @@ def test_a_cluster_that_nobody_named_or_that_does_not_answer(tmp_path: Path, mon
     nobody = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(SettingError, match=f"nobody answers at {nobody}: is it the dashboard's address"):
         jobs.submit("true", address=nobody, working_dir=tmp_path)
-
-
-# Manifests
-
-# KubeRay's ray.io/v1 RayJob as far as a manifest of ours goes: names, types and required fields as in the Go types of
-# its operator (ray-operator/apis/ray/v1), from which its CRD is generated, and what the operator itself checks besides
-# (controllers/ray/utils/validation.go). Anything else is refused. The pods in it are Kubernetes' own, with its schema.
-INT32 = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
-GROUP: dict[str, Any] = {
-    "rayStartParams": {"type": "object", "additionalProperties": {"type": "string"}},
-    "template": {"type": "object"},
-}
-RAYJOB: dict[str, Any] = {
-    "type": "object",
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "properties": {
-        "apiVersion": {"const": "ray.io/v1"},
-        "kind": {"const": "RayJob"},
-        "metadata": {
-            "type": "object",
-            "required": ["name"],
-            "properties": {"name": {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}},
-            "additionalProperties": False,
-        },
-        "spec": {
-            "type": "object",
-            "required": ["rayClusterSpec"],  # there is no other cluster to run on
-            "properties": {
-                "entrypoint": {"type": "string"},
-                "backoffLimit": INT32,
-                "shutdownAfterJobFinishes": {"const": True},  # else ttlSecondsAfterFinished is refused
-                "ttlSecondsAfterFinished": INT32,
-                "rayClusterSpec": {
-                    "type": "object",
-                    "required": ["headGroupSpec"],
-                    "properties": {
-                        "rayVersion": {"type": "string"},
-                        "headGroupSpec": {
-                            "type": "object",
-                            "required": ["rayStartParams", "template"],
-                            "properties": GROUP,
-                            "additionalProperties": False,
-                        },
-                        "workerGroupSpecs": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"],
-                                "properties": {
-                                    "groupName": {"type": "string"},
-                                    "replicas": INT32,
-                                    "minReplicas": INT32,
-                                    "maxReplicas": INT32,
-                                    **GROUP,
-                                },
-                                "additionalProperties": False,
-                            },
-                        },
-                    },
-                    "additionalProperties": False,
-                },
-            },
-            "dependentRequired": {"ttlSecondsAfterFinished": ["shutdownAfterJobFinishes"]},
-            "additionalProperties": False,
-        },
-    },
-    "additionalProperties": False,
-}
-OPTIONS = ("--steps", "10", "--storage", "/s", "--workers", "3", "--cpus-per-worker", "2", "--gpus-per-worker", "1")
-
-
-def printed(kind: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    with pytest.raises(SystemExit) as exit_:
-        main(["submit", "pkg/My_train.py:Train_it", "--print-manifest", kind, *OPTIONS])
-    assert exit_.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
-
-
-def check_rayjob(job: Any) -> None:
-    """Raises ValidationError: KubeRay or Kubernetes would not take it."""
-    validate(job, RAYJOB, cls=Draft202012Validator)
-    cluster = job["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert group["template"]["spec"]["containers"], "none is valid to Kubernetes, but not to KubeRay"
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "any"}, "template": group["template"]}
-        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
-
-
-def test_the_rayjob_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    job = printed("kuberay", capsys)
-    Draft202012Validator.check_schema(RAYJOB)
-    check_rayjob(job)
-    assert job["metadata"]["name"] == "train-it"
-    assert job["spec"]["entrypoint"].startswith("python -m autolrs.cli tune pkg/My_train.py:Train_it --steps 10")
-    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 3
-    (container,) = group["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"}
-
-
-@pytest.mark.parametrize("name", ["2024_run", "9", "_", "-x-", "a" * 39 + ".b", "Größe", "autolrs"])
-@pytest.mark.parametrize("resources", [{}, {"CPU": 0.5, "GPU": 0.25}])
-def test_whatever_a_study_is_called_its_rayjob_is_valid(name: str, resources: dict[str, float]) -> None:
-    check_rayjob(yaml.safe_load(manifest("kuberay", "true", workers=1, resources=resources, name=name, version="2")))
-
-
-def test_a_rayjob_with_a_slip_is_not_valid() -> None:
-    """So that the check above means something: a misspelt field anywhere, or a number where text belongs."""
-    text = manifest("kuberay", "true", workers=1, resources={}, name="a", version="2")
-    for right, wrong in (
-        ("name: a\n", "name: 1a\n"),
-        ("minReplicas", "minimumReplicas"),
-        ("num-cpus: '0'", "num-cpus: 0"),
-        ("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"),
-        ("image:", "picture:"),
-        ("limits:", "limit:"),
-    ):
-        assert right in text
-        with pytest.raises(ValidationError):
-            check_rayjob(yaml.safe_load(text.replace(right, wrong)))
-
-
-def test_the_cluster_is_valid_by_rays_own_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    cluster = printed("cluster", capsys)
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    validate(cluster, schema)
-    assert cluster["available_node_types"]["worker"]["resources"] == {"CPU": 2, "GPU": 1}
-    assert cluster["max_workers"] == 3
-
-
-def test_a_manifest_that_is_not_known() -> None:
-    with pytest.raises(UnknownNameError, match="unknown manifest 'slurm'; known: cluster, kuberay"):
-        manifest("slurm", "true", workers=1, resources={}, name="a", version="2")
 
 
 # Jobs on a head node

@@ -1,8 +1,10 @@
-"""Places for checkpoints: a folder, and a real object store on this machine (moto's S3 server)."""
+"""Places for checkpoints: a folder, and servers on this machine that speak S3 (moto) and GCS (gcp-storage-emulator)."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,17 @@ import torch
 from loops import digest
 from tuned_loops import SMALL, build, loop, run
 
-from autolrs import Session, load_study, tune
+from autolrs import Session, load_study, places, tune
 from autolrs.checkpoints import MANIFEST, CheckpointStore
 from autolrs.errors import CheckpointError, SettingError
 from autolrs.places import place_of, under
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +33,7 @@ def s3() -> Iterator[str]:
     moto = pytest.importorskip("moto.server")
     import boto3
 
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     server = moto.ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
@@ -40,10 +47,28 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["folder", "file", pytest.param("s3", marks=pytest.mark.filterwarnings("ignore"))])
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    """URI of an empty bucket, for pyarrow's own GCS client."""
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    port = free_port()
+    with emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"):
+        yield f"gs://anonymous@bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http"
+
+
+STORES = [pytest.param("s3", marks=pytest.mark.filterwarnings("ignore")), "gs"]  # moto warns
+
+
+@pytest.fixture(params=STORES)
+def bucket(request: pytest.FixtureRequest) -> str:
+    uri: str = request.getfixturevalue(request.param)
+    return uri
+
+
+@pytest.fixture(params=["folder", "file", *STORES])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> str | Path:
-    if request.param == "s3":
-        return under(request.getfixturevalue("s3"), tmp_path.name)
+    if request.param in ("s3", "gs"):
+        return under(request.getfixturevalue(request.param), tmp_path.name)
     return tmp_path if request.param == "folder" else f"file://{tmp_path}"
 
 
@@ -94,24 +119,88 @@ def test_checkpoints_come_back_the_last_two_stay_and_damage_is_seen(home: str | 
         again.load(0)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the S3 server
-def test_a_run_keeps_its_checkpoints_in_a_bucket_and_goes_on_from_them(s3: str, tmp_path: Path) -> None:
+def test_a_run_keeps_its_checkpoints_in_a_bucket_and_goes_on_from_them(bucket: str, tmp_path: Path) -> None:
     def stopping(session: Session, loss: torch.Tensor) -> None:
         if not session.is_probe and session.step == 40:
             raise KeyError("stop")
 
     storage = tmp_path / "journal"
-    settings = {"checkpoint_dir": under(s3, "study"), "storage": str(storage)}
+    settings = {"checkpoint_dir": under(bucket, "study"), "storage": str(storage)}
     with pytest.raises(KeyError):
         tune(loop(each=stopping), **SMALL | settings)
     study = tune(loop(), **SMALL | settings)
     assert study.result == run(tmp_path / "serial").result
-    assert str(study.checkpoint("final")).startswith("s3://")
+    assert str(study.checkpoint("final")).startswith(bucket[:5])
     model, _, _ = build()
     load_study("run", str(storage)).load_into(model)
     assert digest(model) == study.result["weights"]
     assert MANIFEST in place_of(under(str(settings["checkpoint_dir"]), "run")).names()
     assert not list(storage.rglob("*.safetensors"))
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from autolrs import places
+from autolrs.checkpoints import CheckpointStore
+from autolrs.places import under
+
+def tree(step):
+    return {"step": step, "weight": torch.full((100_000,), float(step))}
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_half_way(objects, name, write, before=None):
+    held = places._Held()
+    write(held)
+    stream = objects._system.open_output_stream(f"{objects._root}/{name}")
+    stream.write(held.data[: len(held.data) // 2])
+    stream.flush()
+    die()
+
+def run(where, home):
+    store = CheckpointStore(home)
+    store.save(100, tree(100)), store.save(200, tree(200))
+    if where == "uploading":
+        places._Objects.write = die_half_way
+    elif where == "listing":
+        CheckpointStore._write_manifest = die
+    else:
+        places._Objects.remove = die
+    store.save(300, tree(300))
+    store.prune(keep=2)
+
+for where in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        run(where, under(sys.argv[1], where))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, where
+"""
+
+
+def test_a_kill_at_any_moment_leaves_good_checkpoints_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    home = under(bucket, tmp_path.name)
+    moments = {"uploading": (100, 200), "listing": (100, 200), "removing": (200, 300)}
+    subprocess.run([sys.executable, "-c", KILLED, str(home), *moments], check=True)
+    for where, steps in moments.items():
+        store = CheckpointStore(under(home, where))
+        step, tree, damaged = store.latest()
+        assert (store.steps, step, tree["step"], damaged) == (steps, steps[-1], steps[-1], []), where
+        for other in (300, 400):  # and the same command goes on from there
+            store.save(other, {"step": other})
+        store.prune(keep=2)
+        assert store.steps == (300, 400)
+        names = place_of(under(home, where)).names()
+        assert sorted(names) == [MANIFEST, "step-00000300.safetensors", "step-00000400.safetensors"], where
+
+
+def test_a_store_of_googles_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "GCS_RETRY_SECONDS", 1)  # of pyarrow's 900
+    nobody = f"gs://anonymous@bucket/runs?scheme=http&endpoint_override=127.0.0.1:{free_port()}"
+    with pytest.raises(CheckpointError, match=r"cannot use gs://anonymous@bucket/runs.* for checkpoints"):
+        CheckpointStore(nobody)
 
 
 def test_a_place_that_nobody_knows() -> None:
