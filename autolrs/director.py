@@ -79,7 +79,7 @@ class Directing(Protocol):
 
     def prune(self, probe: Probe, curve: Curve) -> str: ...
 
-    def diverged(self, at: int, loss: float, bad: int | None = None) -> RolledBack: ...
+    def diverged(self, at: int, reason: str) -> RolledBack: ...
 
     def progress(self, instruction: Instruction, done: int, loss: float) -> str: ...
 
@@ -146,9 +146,9 @@ class Director:
         with rng_preserved():
             return self._strategy.prune(self.record, probe, curve)
 
-    def diverged(self, at: int, loss: float, bad: int | None = None) -> RolledBack:
-        """What to do about a kept run, come to step `at`, whose loss of step `bad` is not finite."""
-        return roll_back(self.record, at, loss, bad)
+    def diverged(self, at: int, reason: str) -> RolledBack:
+        """What to do about a kept run, come to step `at`, that diverged."""
+        return roll_back(self.record, at, reason)
 
     def progress(self, instruction: Instruction, done: int, loss: float, *, running: int | None = None) -> str:
         """Tell the callbacks how far the instruction is; return why to stop, or "".

@@ -151,13 +151,12 @@ def remaining(record: Record) -> int:
     return record.settings.budget - record.probe_steps - running
 
 
-def roll_back(record: Record, at: int, loss: float, bad: int | None = None) -> RolledBack:
-    """What to do when a loss of the kept run, that of step `bad`, is not finite; training has come to step `at`.
+def roll_back(record: Record, at: int, reason: str) -> RolledBack:
+    """What to do when the kept run, come to step `at`, diverged.
 
     Raises:
         DivergedError: it was rolled back `ROLL_BACKS` times already.
     """
-    reason = f"loss {loss} at step {at if bad is None else bad}"
     if len(record.roll_backs) >= ROLL_BACKS:
         raise DivergedError(
             f"the kept run diverged again ({reason}) after {ROLL_BACKS} roll-backs ({'; '.join(record.roll_backs)}). "

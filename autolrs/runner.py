@@ -20,7 +20,9 @@ from torch import Tensor
 
 from autolrs.averages import POWERS, Averages
 from autolrs.batches import Feed, PassEnded, Place, position_of
+from autolrs.breaks import broken
 from autolrs.director import Directing, lowest, stopped
+from autolrs.engine import ROLL_BACKS
 from autolrs.errors import IdentityError, SessionError
 from autolrs.rates import Rates
 from autolrs.records import (
@@ -100,6 +102,7 @@ class Runner:
         self._candidates: dict[int, tuple[_Snapshot, list[float], list[float]]] = {}
         self._astray = False  # the live state is a probe's
         self._early: Tree | None = None  # it is one for good: which probe, and the run's own loss
+        self._levels: list[float] = []  # of the kept losses: at the start, before each checkpoint
         self._tail: deque[float] = deque(maxlen=min(max(READ, director.record.settings.steps // 10), TAIL))
         self._begin()
 
@@ -152,7 +155,9 @@ class Runner:
         segment = self._segment
         if segment is not None and isinstance(segment.instruction, Train):
             self._take()
-            if segment.losses and all(map(math.isfinite, segment.losses)):
+            last = segment.losses[-READ:]
+            fine = all(map(math.isfinite, segment.losses))
+            if last and fine and not broken(self._levels, math.fsum(last) / len(last)):
                 self._average(segment)
                 self._end_stretch(segment)
         raise stopped(self._director.record, reason)
@@ -163,6 +168,7 @@ class Runner:
         restore_rng(tree["rng"])
         self._tail.clear()
         self._tail.extend(tree["tail"].tolist())
+        self._levels = tree["levels"].tolist()
         self._early = tree.get("early")
 
     def _take_over(self, tree: Tree) -> None:
@@ -339,7 +345,10 @@ class Runner:
         why = self._director.progress(segment.instruction, len(segment.losses), sum(losses) / len(losses))
         if isinstance(segment.instruction, Train):
             if bad is not None:
-                self._roll_back(segment, bad)
+                first = segment.start + next(i for i, each in enumerate(segment.losses) if not math.isfinite(each))
+                self._roll_back(segment, f"loss {bad} at step {first}")
+            elif why_back := self._broken(segment):
+                self._roll_back(segment, why_back)
             else:
                 self._average(segment)
                 if segment.now == segment.stop:
@@ -414,11 +423,27 @@ class Runner:
         self._segment = None
         self._director.tell(Trained(segment.start, segment.now, self._curve(segment), adopted))
 
-    def _roll_back(self, segment: _Segment, loss: float) -> None:
+    def _broken(self, segment: _Segment) -> str:
+        """Note the level of the kept loss where it is due; what is wrong with it, "" if nothing is.
+
+        Which levels there are hangs on steps alone, so that a run that was broken off ends the same.
+        """
+        record, now = self._director.record, segment.now
+        every = record.settings.checkpoint_every or record.settings.steps
+        if now != READ and now % every:
+            return ""
+        count = READ if now == READ else max(1, min(every // 2, TAIL, record.settings.steps // 10))
+        losses = [*self._tail, *segment.losses][-count:]
+        level = math.fsum(losses) / len(losses)
+        if broken(self._levels, level) and len(record.roll_backs) < ROLL_BACKS:
+            return f"mean loss {level:.4g} before step {now}, {min(self._levels):.4g} earlier"
+        self._levels.append(level)
+        return ""
+
+    def _roll_back(self, segment: _Segment, reason: str) -> None:
         """Back to the last checkpoint with a lower rate, but on with the data: the same batches might do it again."""
         tree = self._director.load()
-        bad = segment.start + next(i for i, each in enumerate(segment.losses) if not math.isfinite(each))
-        event = self._director.diverged(segment.now, loss, bad)
+        event = self._director.diverged(segment.now, reason)
         self.resume(tree)
         self._segment = None
         self._save(event.to, event)
@@ -486,6 +511,7 @@ class Runner:
             "early": self._early,
             "feed": self.feed.state(),
             "tail": torch.tensor(list(self._tail), dtype=torch.float64),
+            "levels": torch.tensor(self._levels, dtype=torch.float64),
             **self._tree(),
         }
         self._director.save(step, tree)

@@ -14,6 +14,7 @@ python -m benchmarks curves        curve models on real curves   -> docs/curves.
 python -m benchmarks siblings      choosing and stopping probes  -> that part of docs/curves.md
 python -m benchmarks stopping      stopping probes only          -> that part of it
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
+python -m benchmarks breaks        what is called a broken run   -> stdout
 python -m benchmarks.proposals     what a proposal costs
 """
 
@@ -49,6 +50,7 @@ def main() -> None:
         "shapes",
         "performance",
         "laws",
+        "breaks",
         "siblings",
         "stopping",
     ):
@@ -89,6 +91,10 @@ def main() -> None:
             from benchmarks import laws
 
             print("\n".join(laws.section()))
+        case "breaks":
+            from benchmarks import breaks
+
+            breaks.run_all()
         case "siblings" | "stopping":
             from benchmarks import siblings
             from benchmarks.curves import DOCUMENT

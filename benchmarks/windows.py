@@ -93,7 +93,7 @@ class Window:
         return Curve(*(tuple(map(float, x)) for x in (self.steps, self.losses, self.rates)), start=self.start)
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     source: str
     group: str
     curve_id: str
@@ -138,7 +138,7 @@ def windows(
     """
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"unknown kind {sorted(unknown)}; known: {', '.join(KINDS)}")
-    runs = _read(folder or curves_folder())
+    runs = read_runs(folder or curves_folder())
     known = {run.source for run in runs}
     wanted = known if sources is None else {s for s in known if s in sources or s.partition("/")[0] in sources}
     if sources is not None and (
@@ -176,7 +176,7 @@ def balanced(found: Sequence[Window], most: int) -> list[Window]:
 
 
 @cache
-def _read(folder: Path) -> list[_Run]:
+def read_runs(folder: Path) -> list[Run]:
     import pandas as pd
 
     meta = pd.read_parquet(folder / "meta.parquet").set_index(["source", "curve_id"])
@@ -196,14 +196,14 @@ def _read(folder: Path) -> list[_Run]:
                 group += f"/s{int(seed)}"  # another seed is another initialisation
             name = f"{source}/{about['model']}" if source == "deepobs" else str(source)
             arrays = (x.to_numpy(np.float64) for x in (losses, rows.lr))
-            runs.append(_Run(name, group, str(curve_id), planned, steps, *arrays))
+            runs.append(Run(name, group, str(curve_id), planned, steps, *arrays))
     return runs
 
 
-_Span = tuple[_Run, str, float, float]  # kind, first and last step
+_Span = tuple[Run, str, float, float]  # kind, first and last step
 
 
-def _spans(run: _Run) -> Iterator[_Span]:
+def _spans(run: Run) -> Iterator[_Span]:
     first, end = run.steps[0], float(run.planned)
     yield run, "run", first, end
     for a, b in _PIECES:
@@ -215,7 +215,7 @@ def _spans(run: _Run) -> Iterator[_Span]:
         yield run, "fork", start, end
 
 
-def _unforked(runs: Sequence[_Run], wanted: set[str]) -> Iterator[_Span]:
+def _unforked(runs: Sequence[Run], wanted: set[str]) -> Iterator[_Span]:
     """The stretches of runs that kept their rate where others, the same until there, changed theirs."""
     forks = [(run, start) for run in runs if run.source in wanted and (start := _fork(run)) is not None]
     lengths = {(run.source, run.group, start, float(run.planned)): run for run, start in forks}
@@ -227,7 +227,7 @@ def _unforked(runs: Sequence[_Run], wanted: set[str]) -> Iterator[_Span]:
                     yield run, "fork", start, end
 
 
-def _fork(run: _Run) -> float | None:
+def _fork(run: Run) -> float | None:
     """The last step of the first stretch of a constant rate that ends before the run does and is not a warm-up's."""
     edges = np.concatenate([[0], np.flatnonzero(_changes(run.rates)) + 1])
     for a, b in pairwise(edges):
@@ -240,7 +240,7 @@ def _changes(rates: Array) -> NDArray[np.bool_]:
     return np.abs(np.diff(rates)) > 1e-6 * np.abs(rates[:-1])
 
 
-def _window(run: _Run, kind: str, first: float, end: float, share: float) -> Window | None:
+def _window(run: Run, kind: str, first: float, end: float, share: float) -> Window | None:
     """None: too little is seen."""
     length = end - first
     after = run.steps > first if kind == "fork" else run.steps >= first

@@ -281,7 +281,7 @@ class SyntheticTrainer:
             self._window(segment, [])
             bad = next((loss for loss in segment.losses if not math.isfinite(loss)), None)
             if bad is not None:
-                event = engine.roll_back(self.record, segment.now, bad)
+                event = engine.roll_back(self.record, segment.now, f"loss {bad} at step {segment.now}")
                 self._tail.clear()
                 self.state = self._load(event.to)._replace(batch=self.state.batch)
                 self._save(event.to)

@@ -71,8 +71,8 @@ class RemoteDirector:
         with rng_preserved():
             return self._strategy.prune(before_batch(self.record, probe.number, self._batch), probe, curve)
 
-    def diverged(self, at: int, loss: float, bad: int | None = None) -> RolledBack:
-        return roll_back(self.record, at, loss, bad)
+    def diverged(self, at: int, reason: str) -> RolledBack:
+        return roll_back(self.record, at, reason)
 
     def progress(self, instruction: Instruction, done: int, loss: float) -> str:
         """The driver looks for itself (`messages.Pulse`)."""

@@ -1,0 +1,141 @@
+"""When a kept run counts as broken, and that it is then rolled back, wherever it was interrupted."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from loops import MemoryStore, Scripted, record_of, schedule_of, session_of, simple
+
+from autolrs.breaks import FEWEST, broken
+from autolrs.errors import StoppedError
+from autolrs.records import RolledBack
+from autolrs.session import Session
+
+FALLING = [10.0, 3.0, 2.0, 1.6, 1.4, 1.3, 1.25]
+LOSSES = st.floats(1e-3, 1e3)
+
+
+def test_a_run_that_falls_back_to_where_it_was_long_ago_is_broken() -> None:
+    assert broken(FALLING, 4.0)
+    assert broken([loss - 1.25 for loss in FALLING], 4.0)  # not all positive
+
+
+@pytest.mark.parametrize("now", [0.0, 1.2, 1.5, 2.0, -1.0])
+def test_a_spike_that_has_nearly_gone_is_not(now: float) -> None:
+    assert not broken(FALLING, now)
+
+
+def test_what_varies_much_must_vary_more() -> None:
+    assert broken([2.3, 0.4, 0.3, 0.2, 0.3, 0.2], 2.0)
+    assert not broken([2.3, 0.4, 0.8, 0.2, 0.9, 0.2], 2.0)
+
+
+def test_a_loss_near_zero_may_vary_by_orders_of_magnitude() -> None:
+    levels = [3.6, 0.5, 1e-3, 1.2e-4, 1e-4, 1.1e-4, 0.9e-4]
+    assert not broken(levels, 0.01)
+    assert broken(levels, 1.5)
+
+
+def test_without_progress_or_a_past_nothing_is_broken() -> None:
+    assert not broken(FALLING[: FEWEST - 1], 10.0)
+    assert not broken([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 100.0)
+    assert not broken([], 1.0)
+
+
+@given(st.lists(LOSSES, min_size=1, max_size=30))
+def test_law_a_new_low_is_never_a_break(levels: list[float]) -> None:
+    assert not broken(levels, min(levels))
+
+
+@given(st.lists(LOSSES, min_size=1, max_size=30), LOSSES, st.floats(1, 100))
+def test_law_what_is_higher_is_broken_all_the_more(levels: list[float], now: float, factor: float) -> None:
+    assert broken(levels, now) <= broken(levels, factor * now)
+
+
+@given(st.lists(LOSSES, min_size=1, max_size=30), LOSSES, st.integers(-20, 20))
+def test_law_the_unit_of_the_loss_does_not_matter(levels: list[float], now: float, power: int) -> None:
+    unit = 2.0**power  # exact
+    assert broken(levels, now) == broken([unit * level for level in levels], unit * now)
+
+
+@given(st.integers(0, 1000))
+def test_law_a_noisy_run_that_gets_on_is_whole(seed: int) -> None:
+    draws = random.Random(seed)
+    levels = [0.1 + 2 * math.exp(-k / 4) + draws.gauss(0, 0.05) for k in range(51)]
+    assert not any(broken(levels[:k], levels[k]) for k in range(51))
+
+
+# In a run
+
+EVERY, BREAKS_AT = 20, 150
+
+
+def breaking(session: Session, at: float = 0.06, stop: int = 0) -> list[tuple[int, float]]:
+    """A loop that breaks at item `BREAKS_AT`, for as long as the rate is above `at`; what it saw: steps and rates."""
+    simple(session)
+    session.state["broken"] = session.state.get("broken", False)
+    seen = []
+    for number, item in enumerate(session.batches(items())):
+        seen.append((session.step, session.lr))
+        session.state["broken"] |= int(item) >= BREAKS_AT and session.lr > at
+        session.report(0.9 if session.state["broken"] else 0.05 + math.exp(-session.step / 10))
+        if number == stop > 0:
+            session.halt("test")
+    return seen
+
+
+def items() -> Iterable[torch.Tensor]:
+    return [torch.tensor(float(number)) for number in range(1000)]
+
+
+def test_a_broken_run_goes_back_to_before_it_broke_with_half_the_rate() -> None:
+    store = MemoryStore()
+    session = session_of(300, store=store, every=EVERY)
+    seen = breaking(session)
+    assert store.of(RolledBack) == [RolledBack(160, 140, 0.5, "mean loss 0.9 before step 160, 0.05 earlier")]
+    assert [step for step, _ in seen] == [*range(160), *range(140, 300)]
+    assert [rate for _, rate in seen] == [0.1] * 160 + [0.05] * 160
+    assert not session.state["broken"]
+    assert record_of(session).discarded_steps == 20
+    assert record_of(session).finished
+
+
+def test_a_run_that_breaks_again_and_again_is_an_error_to_nobody() -> None:
+    store = MemoryStore()
+    session = session_of(300, store=store, every=EVERY)
+    breaking(session, at=0.0)
+    assert len(store.of(RolledBack)) == 3
+    assert record_of(session).finished
+    assert schedule_of(session)(299) == 0.1 / 8
+
+
+@pytest.mark.parametrize("stop", [3, 15, 16, 90, 139, 145, 155, 159, 160, 170, 200])
+def test_where_it_was_stopped_does_not_matter(stop: int) -> None:
+    store = MemoryStore()
+    with pytest.raises(StoppedError):
+        breaking(session_of(300, store=store, every=EVERY), stop=stop)
+    session = session_of(300, store=store, every=EVERY)
+    breaking(session)
+    record = record_of(session)
+    assert len(record.roll_backs) == 1
+    assert not session.state["broken"]  # what has broken is not saved when it stops
+    whole = session_of(300, store=MemoryStore(), every=EVERY)
+    breaking(whole)
+    assert record.final_loss == record_of(whole).final_loss
+    if not 140 < stop < BREAKS_AT:  # else there is a checkpoint nearer to the break
+        assert record.pieces == record_of(whole).pieces
+
+
+def test_probes_may_be_as_bad_as_they_like() -> None:
+    store = MemoryStore()
+    session = session_of(300, Scripted(rates=(0.02, 0.05), length=40), store=store, every=EVERY)
+    simple(session)
+    for _ in session.batches(items()):
+        session.report(9.0 if session.is_probe else 0.05 + math.exp(-session.step / 10))
+    assert not store.of(RolledBack)
