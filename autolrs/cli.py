@@ -334,8 +334,8 @@ def _plan(
     steps: int, space: Any, strategy: str, search_budget: float | None, curve_model: str, options: dict[str, Any]
 ) -> None:
     from autolrs.report import plan_table
+    from autolrs.settings import settings_of
     from autolrs.strategies import strategy as strategy_of
-    from autolrs.tuner import settings_of
 
     chosen = strategy_of(strategy, options, curve_model)
     settings = settings_of(

@@ -2,54 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import logging
-import math
 import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import numpy as np
-import torch
-
-from autolrs import engine
-from autolrs.curves import curve_model as curve_model_of
 from autolrs.director import Director
 from autolrs.distributed.cluster import RayExecutor, check_installed
 from autolrs.distributed.crew import Crew
 from autolrs.distributed.shipping import ship
 from autolrs.errors import (
     DivergedError,
-    IdentityError,
     SettingError,
     StudyLockedError,
     UnfinishedError,
     UnknownNameError,
     UntrackableError,
 )
+from autolrs.opening import Resume, account_for_crash, check_environment, environment, open_study
 from autolrs.protocols import Callback, CurveModel, Strategy
-from autolrs.records import Elapsed, Lost, Moved, Record, Settings, to_json
+from autolrs.records import Elapsed, Lost
 from autolrs.session import Session
+from autolrs.settings import bytes_of, digest, settings_of, strategy_from
+from autolrs.signals import stopping
 from autolrs.snapshot import seed_everything, track
 from autolrs.space import SearchSpace
 from autolrs.storage import StudyStore
-from autolrs.strategies import strategy as strategy_of
 from autolrs.study import Study
 
 log = logging.getLogger("autolrs")
-
-Resume = Literal["auto", "never", "must"]
 
 
 def tune(
@@ -260,7 +246,7 @@ class _Run:
         takeover: bool,
     ) -> Self:
         """Check every setting before anything is written, then open the study."""
-        strategy = _strategy(strategy, options, curve_model)
+        strategy = strategy_from(strategy, options, curve_model)
         settings = settings_of(
             steps=steps,
             space=space if isinstance(space, SearchSpace) else SearchSpace.load(space),
@@ -272,12 +258,12 @@ class _Run:
             average=average,
             restore_best=restore_best,
         )
-        memory = _bytes(replay_memory)
+        memory = bytes_of(replay_memory)
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
             raise SettingError(f"`max_seconds > 0` must hold, but got ({max_seconds=}).")
         around = environment() if executor is None else executor.environment(environment())
-        store, record = _open_study(
-            name or f"{base_name}-{_digest(settings)}",
+        store, record = open_study(
+            name or f"{base_name}-{digest(settings)}",
             settings,
             resume,
             around,
@@ -291,8 +277,8 @@ class _Run:
             director = Director(
                 record, strategy, store, callbacks=callbacks, deadline=deadline, events=len(store.events())
             )
-            _account_for_crash(store, director)
-            _check_environment(store.extra, around, director)
+            account_for_crash(store, director)
+            check_environment(store.extra, around, director)
             hands: Session | Crew
             if executor is None:
                 hands = Session(director, args=args, tuned=tuned, replay_memory=memory)
@@ -314,7 +300,7 @@ class _Run:
 
     def __enter__(self) -> Self:
         self.began = time.monotonic()
-        self._signals = _signals(self.hands)
+        self._signals = stopping(self.hands)
         self._signals.__enter__()
         return self
 
@@ -389,226 +375,6 @@ def _executor(
     return None
 
 
-def _strategy(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
-    if isinstance(curve_model, str):
-        curve_model_of(curve_model)  # raises if there is none
-    if isinstance(given, str):
-        return strategy_of(given, options, curve_model)
-    if isinstance(given, type) or not isinstance(given, Strategy):
-        raise SettingError(f"`strategy` must be a name or a `protocols.Strategy`, but got {given!r}.")
-    if options:
-        raise SettingError("`options` go with a strategy's name; give the strategy object its parameters itself.")
-    return given
-
-
-def settings_of(
-    *,
-    steps: int,
-    space: SearchSpace,
-    strategy: Strategy,
-    search_budget: float | None = None,
-    curve_model: str = "auto",
-    checkpoint_every: int | None = None,
-    seed: int = 0,
-    average: bool = False,
-    restore_best: bool = True,
-) -> Settings:
-    """The settings that a run is stored under.
-
-    Raises:
-        SettingError: one breaks its rule.
-    """
-    budget = strategy.search_budget if search_budget is None else search_budget
-    for rule, value, holds in (
-        ("steps >= 1, an integer", steps, isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1),
-        ("0 <= search_budget <= 100", budget, isinstance(budget, int | float) and 0 <= budget <= 100),
-        ("average is True or False", average, isinstance(average, bool)),
-        ("restore_best is True or False", restore_best, isinstance(restore_best, bool)),
-        ("0 <= seed < 2**32, an integer", seed, isinstance(seed, int) and 0 <= seed < 2**32),
-        (
-            "checkpoint_every >= 1, an integer",
-            checkpoint_every,
-            checkpoint_every is None or (isinstance(checkpoint_every, int) and checkpoint_every >= 1),
-        ),
-    ):
-        if not holds:
-            raise SettingError(f"`{rule}` must hold, but got {value!r}.")
-    return Settings(
-        steps=steps,
-        budget=math.floor(budget * steps + 1e-9),
-        seed=seed,
-        space=space,
-        strategy=strategy.name,
-        options=_plain_options(strategy),
-        curve_model=curve_model,
-        checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 50)),
-        average=average,
-        restore_best=restore_best,
-    )
-
-
-def _plain_options(strategy: Any) -> dict[str, Any]:
-    """A strategy's parameters as plain values, for people and for comparing studies."""
-    if not is_dataclass(strategy):
-        return {"repr": type(strategy).__name__}
-    return {f.name: _plain(getattr(strategy, f.name)) for f in fields(strategy)}
-
-
-def _plain(value: Any) -> Any:
-    """JSON values that differ where `value`'s parameters do; an object that shows none is known by its class."""
-    if is_dataclass(value):
-        return {"kind": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if isinstance(value, int | float | str | None) else {"kind": type(value).__name__}
-
-
-_IDENTITY = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best")
-
-
-def _identity(settings: Settings) -> dict[str, Any]:
-    """What must not change when a study is resumed."""
-    plain = json.loads(json.dumps(to_json(settings)))
-    return {key: plain[key] for key in _IDENTITY}
-
-
-def _digest(settings: Settings) -> str:
-    return hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _open_study(
-    name: str, settings: Settings, resume: Resume, around: Mapping[str, Any], **where: Any
-) -> tuple[StudyStore, Record]:
-    """The study to work on: an unfinished one, or a new one under a free name."""
-    if resume not in ("auto", "never", "must"):
-        raise UnknownNameError.of("resume mode", resume, ("auto", "never", "must"))
-    base, number = name, 1
-    while resume == "never" and StudyStore.exists(name, where["storage"]):
-        number, name = number + 1, f"{base}-{number + 1}"
-    while True:
-        store = StudyStore.open(name, **where, create=resume != "must")
-        try:
-            old = store.settings
-            if old is None:
-                store.create_settings(settings, around)
-                return store, Record(settings)
-            record = engine.replay(old, store.events())
-            returned = record.finished and store.result is not None
-            if returned and (resume == "must" or _changes(old, settings)):
-                raise _finished(name, old, settings)
-            if not returned:
-                _check_identity(name, old, settings)
-                return store, record
-        except BaseException:
-            store.close()
-            raise
-        store.close()
-        number, name = number + 1, f"{base}-{number + 1}"
-        log.warning("the study is finished: starting another under the name %s", name)
-
-
-def _account_for_crash(store: StudyStore, director: Director) -> None:
-    """If the last process on this study was killed, count what it lost, as of its last heartbeat."""
-    events, beat = store.events(), store.last_heartbeat()
-    farewell = max((n for n, event in enumerate(events, 1) if isinstance(event, Elapsed)), default=0)
-    if beat is None or beat["events"] < farewell:  # nobody has been at work since somebody left in good order
-        return
-    if beat["events"] == len(events) and beat["running"]:
-        director.tell(Lost(beat["running"]))
-    director.tell(Elapsed(beat["seconds"]))
-
-
-def _changes(old: Settings, new: Settings) -> str:
-    """What differs in the identity of two settings; "" if nothing does."""
-    was, now = _identity(old), _identity(new)
-    if was["strategy"] == now["strategy"]:  # name the options that differ, and not those that another setting explains
-        same = {key for key, value in was["options"].items() if now["options"].get(key, was) == value}
-        if was["curve_model"] != now["curve_model"]:
-            same.add("curves")
-        was, now = (
-            side | {"options": {key: value for key, value in side["options"].items() if key not in same}}
-            for side in (was, now)
-        )
-    return "; ".join(f"{key} was {was[key]!r}, now {now[key]!r}" for key in _IDENTITY if was[key] != now[key])
-
-
-def _check_identity(name: str, old: Settings, new: Settings) -> None:
-    if changes := _changes(old, new):
-        raise IdentityError(
-            f"study {name!r} was begun with other settings: {changes}. Put them back to resume it, or "
-            "choose another name."
-        )
-
-
-def _finished(name: str, old: Settings, new: Settings) -> IdentityError:
-    if new.steps > old.steps:
-        return IdentityError(
-            f"study {name!r} is finished: its {old.steps} steps are done and its decay to zero is spent, so it cannot "
-            f"be extended to {new.steps}. Start a new study with the steps you want (another name)."
-        )
-    if changes := _changes(old, new):
-        return IdentityError(f"study {name!r} is finished, and had other settings: {changes}. Choose another name.")
-    return IdentityError(f"study {name!r} is finished: choose another name, or let resume='auto' do so.")
-
-
-def environment() -> dict[str, Any]:
-    """What "bit for bit" depends on."""
-    return {
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "botorch": version("botorch"),
-        "gpytorch": version("gpytorch"),
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
-def _check_environment(old: Mapping[str, Any], now: Mapping[str, Any], director: Director) -> None:
-    """Say, and remember, that a run is not continued as it was begun."""
-    changes = "; ".join(f"{key} was {old[key]}, now {now[key]}" for key in now if key in old and old[key] != now[key])
-    if changes and director.record.own_rate is not None:
-        log.warning("resuming under other conditions (%s): not bit for bit the same run", changes)
-        director.tell(Moved(changes))
-
-
 def _function_name(train: Callable[..., Any]) -> str:
     name = getattr(train, "__name__", type(train).__name__)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "train"
-
-
-def _bytes(given: Any) -> int:
-    """Bytes of a number or of a text like "512MiB"."""
-    size = given
-    if isinstance(size, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?\s*", size)
-        unit = (found and found[2]) or "B"
-        base = 1024 if "i" in unit else 1000
-        size = int(float(found[1]) * base ** "BKMGT".index(unit[0])) if found else None
-    if not isinstance(size, int) or size < 0:
-        raise SettingError(f"`replay_memory` must be bytes, 0 or more, or like '512MiB', but got {given!r}.")
-    return size
-
-
-@contextmanager
-def _signals(hands: Session | Crew) -> Iterator[None]:
-    """SIGINT and SIGTERM stop at the next item, saved; a second SIGINT raises at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        hands.halt(signal.Signals(number).name)
-
-    for number in old:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -22,14 +22,14 @@ FLOORS = (
     # Pure models.
     {"acquisitions", "curves", "surrogates"},
     # Pure decisions.
-    {"engine", "samplers", "strategies"},
+    {"engine", "samplers", "settings", "strategies"},
     # The world: the live training state, and the disk.
     {
         *("averages", "batches", "breaks", "director", "rates", "runner", "session", "snapshot"),
         *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "places", "storage"),
     },
     # The loop.
-    {"distributed", "study", "tuner"},
+    {"distributed", "opening", "signals", "study", "tuner"},
     # Reading and asking.
     {
         "arguments",

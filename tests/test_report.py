@@ -14,10 +14,10 @@ from rich.console import Console
 
 from autolrs.records import Record, Settings
 from autolrs.report import changed_options, duration, number, plan_table, show, spaces_table
+from autolrs.settings import settings_of
 from autolrs.space import SearchSpace
 from autolrs.strategies import strategy
 from autolrs.study import Study
-from autolrs.tuner import settings_of
 
 
 def text_of(thing, width=80):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -25,17 +24,15 @@ from tuned_loops import SEARCH, SMALL, SPACE, Counter, build, loop, plain, run, 
 
 import autolrs
 from autolrs import Session, attach, load_study, tune
-from autolrs.curves.exponential import Exponential
 from autolrs.engine import replay
 from autolrs.errors import DivergedError, IdentityError, SessionError, StoppedError, UnfinishedError, UntrackableError
+from autolrs.opening import environment
 from autolrs.protocols import Forecasts
 from autolrs.records import Curve, Decided, Elapsed, Finished, Issued, Opened, Probe, Probed, Started, Trained
 from autolrs.schedules import Schedule
 from autolrs.snapshot import rng_preserved
 from autolrs.storage import StudyStore
-from autolrs.strategies.autolrs import AutoLRS
 from autolrs.strategies.horizon import Horizon
-from autolrs.tuner import environment, settings_of
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "horizon": {"strategy": "horizon"},
@@ -322,16 +319,6 @@ def test_settings_and_the_loops_own_arguments_reach_the_session(tmp_path: Path) 
         "after": (60, True),
     }
     assert load_study("run", str(tmp_path)).record.settings.space == space
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("1GiB", 1 << 30), ("1.5 KiB", 1536), ("2MB", 2_000_000), ("3TiB", 3 << 40), (" 8B ", 8), ("17", 17), (0, 0)],
-)
-def test_replay_memory_is_bytes_or_words(text: int | str, size: int) -> None:
-    from autolrs.tuner import _bytes
-
-    assert _bytes(text) == size
 
 
 def test_probes_past_the_replay_memory_see_the_same_batches(tmp_path: Path) -> None:
@@ -705,15 +692,6 @@ def test_a_curve_model_may_be_any_object_with_its_method(tmp_path: Path) -> None
     assert settings == study.record.settings
     assert settings.curve_model == "Flat"
     assert settings.options["curves"] == {"kind": "Flat"}
-
-
-def test_settings_hold_every_parameter_of_the_strategy() -> None:
-    options = settings_of(steps=10, space=SPACE, strategy=AutoLRS(curves=Exponential())).options
-    assert options["k"] == 10
-    assert options["sampler"]["kind"] == "GPSampler"
-    assert options["sampler"]["kappa"] == 2.0
-    assert options["curves"]["kind"] == "Exponential"
-    assert json.loads(json.dumps(options))
 
 
 # Stopping
