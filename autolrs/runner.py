@@ -10,20 +10,20 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from autolrs.averages import POWERS, Averages
-from autolrs.batches import Feed, PassEnded, Place, position_of
-from autolrs.breaks import broken
+from autolrs.batches import Feed, PassEnded, position_of
+from autolrs.breaks import KeptLosses
 from autolrs.director import Directing, lowest, stopped
 from autolrs.engine import ROLL_BACKS
 from autolrs.errors import IdentityError, SessionError
+from autolrs.live import LiveState, Snapshot
 from autolrs.rates import Rates
 from autolrs.records import (
     READ,
@@ -44,21 +44,9 @@ from autolrs.records import (
     to_json,
 )
 from autolrs.schedules import Schedule
-from autolrs.snapshot import Tracked, Tree, capture_rng, restore_rng, rng_preserved
+from autolrs.snapshot import Tracked, Tree
 
 log = logging.getLogger("autolrs")
-
-TAIL: Final = 4096
-"""Kept training losses remembered at most."""
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """A state to come back to: of all tracked objects, the generators and the feed."""
-
-    objects: Mapping[str, Tree]
-    rng: Tree
-    place: Place
 
 
 @dataclass
@@ -93,17 +81,16 @@ class Runner:
         self.rates = rates
         self.window: list[float] = []  # reference rates of the steps until the next read
         self._director = director
-        self._tracked = tracked
-        self._validate = validate
+        self._live = LiveState(tracked, validate)
         self._pending = pending
         self._averages = averages  # among `tracked`, too
         self._segment: _Segment | None = None
-        self._stage: _Snapshot | None = None
-        self._candidates: dict[int, tuple[_Snapshot, list[float], list[float]]] = {}
+        self._stage: Snapshot | None = None
+        self._candidates: dict[int, tuple[Snapshot, list[float], list[float]]] = {}
         self._astray = False  # the live state is a probe's
         self._early: Tree | None = None  # it is one for good: which probe, and the run's own loss
-        self._levels: list[float] = []  # of the kept losses: at the start, before each checkpoint
-        self._tail: deque[float] = deque(maxlen=min(max(READ, director.record.settings.steps // 10), TAIL))
+        settings = director.record.settings
+        self._losses = KeptLosses(settings.steps, settings.checkpoint_every or settings.steps)
         self._begin()
 
     # Read by the session
@@ -155,20 +142,16 @@ class Runner:
         segment = self._segment
         if segment is not None and isinstance(segment.instruction, Train):
             self._take()
-            last = segment.losses[-READ:]
             fine = all(map(math.isfinite, segment.losses))
-            if last and fine and not broken(self._levels, math.fsum(last) / len(last)):
+            if segment.losses and fine and not self._losses.look_broken(segment.losses[-READ:]):
                 self._average(segment)
                 self._end_stretch(segment)
         raise stopped(self._director.record, reason)
 
     def resume(self, tree: Tree) -> None:
         """Put the live state where a checkpoint left it; the feed is there already."""
-        self._restore_objects(tree["objects"])
-        restore_rng(tree["rng"])
-        self._tail.clear()
-        self._tail.extend(tree["tail"].tolist())
-        self._levels = tree["levels"].tolist()
+        self._live.load(tree)
+        self._losses.load(tree)
         self._early = tree.get("early")
 
     def _take_over(self, tree: Tree) -> None:
@@ -183,16 +166,14 @@ class Runner:
         record, rates = self._director.record, self.rates
         if record.own_rate is None:
             self._director.tell(
-                Started(
-                    rates.own_rate, rates.ratios, self._validate is not None, rates.own_momentum, rates.sums_gradients
-                )
+                Started(rates.own_rate, rates.ratios, self._live.validates, rates.own_momentum, rates.sums_gradients)
             )
             return
         for what, old, new in (
             ("reference learning rate", record.own_rate, rates.own_rate),
             ("ratios between parameter groups", record.ratios, rates.ratios),
             ("momentum", record.own_momentum, rates.own_momentum),
-            ("use of `validate`", record.validates, self._validate is not None),
+            ("use of `validate`", record.validates, self._live.validates),
         ):
             if old != new:
                 raise IdentityError(
@@ -224,11 +205,11 @@ class Runner:
 
     def _open(self, instruction: Open) -> None:
         loss, calls = None, 0
-        if self._validate is not None and instruction.evaluate:
-            loss, calls = self._measure(), 1
+        if self._live.validates and instruction.evaluate:
+            loss, calls = self._live.measure(self.feed), 1
             loss = loss if math.isfinite(loss) else None
-        elif self._tail:
-            loss = math.fsum(self._tail) / len(self._tail)
+        else:
+            loss = self._losses.mean
         self._mark()
         if self._director.record.kept_steps == 0:
             self._save(0)
@@ -238,7 +219,7 @@ class Runner:
         if self._stage is None:
             self._mark()
         elif self._astray:
-            self._go(self._stage)
+            self._live.go(self._stage, self.feed)
         self._candidates = {n: kept for n, kept in self._candidates.items() if n == instruction.incumbent}
         self.rates.use_momentum(instruction.momentum)
         self._director.tell(Issued.of(instruction))
@@ -249,7 +230,7 @@ class Runner:
         adopted = self._candidates.get(instruction.adopt) if instruction.adopt is not None else None
         if self._astray:
             assert self._stage is not None
-            self._go(self._stage if adopted is None else adopted[0])
+            self._live.go(self._stage if adopted is None else adopted[0], self.feed)
             self._astray = False
         self.rates.use_momentum(instruction.momentum)
         self.feed.release()
@@ -265,8 +246,8 @@ class Runner:
         if self._director.record.finished:
             return  # the last process ended after this, but before its loop returned
         loss, calls, averages, plain = None, 0, self._averages, None
-        if self._validate is not None:
-            loss, calls = self._measure(), 1
+        if self._live.validates:
+            loss, calls = self._live.measure(self.feed), 1
             if self._early is None:  # else it was chosen before a crash
                 if averages is not None and averages.used is None:  # the same
                     plain, calls = loss, 1 + len(POWERS)
@@ -274,8 +255,8 @@ class Runner:
                 loss, plain = self._choose_probe(loss, plain)
             if not math.isfinite(loss):
                 log.warning("the validation loss at the end is %s, though no training loss was.", loss)
-        elif self._tail:
-            loss = math.fsum(self._tail) / len(self._tail)
+        else:
+            loss = self._losses.mean
         early = None
         if self._early is not None:
             early, plain = from_json(self._early["probe"]), self._early["plain"]
@@ -291,8 +272,7 @@ class Runner:
         tree = self._director.load_probe(loss)
         if tree is None:
             return loss, plain
-        self._restore_objects(tree["objects"])
-        restore_rng(tree["rng"])
+        self._live.load(tree)
         self._early = {"probe": tree["probe"], "plain": loss if plain is None else plain}
         self._save(self._director.record.kept_steps)
         log.warning(
@@ -305,11 +285,11 @@ class Runner:
 
     def _choose_average(self, averages: Averages, plain: float) -> float:
         """Let the weights be the average that validates best, if that is finite and better than `plain`; its loss."""
-        own, losses = self._capture().objects, {}
+        own, losses = self._live.tree(), {}
         for power in POWERS:
             averages.use(power)
-            losses[power] = self._measure()
-        self._restore_objects(own)
+            losses[power] = self._live.measure(self.feed)
+        self._live.load(own)
         power = min(POWERS, key=lambda power: (not math.isfinite(losses[power]), losses[power]))
         if not math.isfinite(losses[power]) or losses[power] >= plain:  # better than a `plain` of NaN, too
             return plain
@@ -344,11 +324,12 @@ class Runner:
         bad = _first_bad(losses)
         why = self._director.progress(segment.instruction, len(segment.losses), sum(losses) / len(losses))
         if isinstance(segment.instruction, Train):
+            may_go_back = len(self._director.record.roll_backs) < ROLL_BACKS
             if bad is not None:
                 first = segment.start + next(i for i, each in enumerate(segment.losses) if not math.isfinite(each))
                 self._roll_back(segment, f"loss {bad} at step {first}")
-            elif why_back := self._broken(segment):
-                self._roll_back(segment, why_back)
+            elif (broke := self._losses.watch(segment.losses, segment.now)) and may_go_back:
+                self._roll_back(segment, broke)
             else:
                 self._average(segment)
                 if segment.now == segment.stop:
@@ -367,9 +348,9 @@ class Runner:
     def _read_probe(self, segment: _Segment, probe: Probe) -> None:
         offset = segment.now
         if offset == probe.keep:
-            self._candidates[probe.number] = (self._capture(), list(segment.losses), list(segment.rates))
-        if self._validate is not None and offset in _validation_points(probe):
-            loss = self._measure()
+            self._candidates[probe.number] = (self._live.capture(self.feed), list(segment.losses), list(segment.rates))
+        if self._live.validates and offset in _validation_points(probe):
+            loss = self._live.measure(self.feed)
             segment.validation.append((offset, loss))
             if not math.isfinite(loss):
                 self._end_probe(segment, TrialState.DIVERGED, f"validation loss {loss}")
@@ -383,9 +364,9 @@ class Runner:
         probe, steps = segment.instruction, len(segment.losses)
         assert isinstance(probe, Probe)
         validated = [offset for offset, _ in segment.validation]
-        validates = self._validate is not None and probe.validations
+        validates = self._live.validates and probe.validations
         if state is TrialState.PRUNED and validates and steps and steps not in validated:
-            loss = self._measure()
+            loss = self._live.measure(self.feed)
             segment.validation.append((steps, loss))
             if not math.isfinite(loss):
                 state, reason = TrialState.DIVERGED, f"validation loss {loss}"
@@ -414,31 +395,14 @@ class Runner:
     def _offer(self, probe: Probe, loss: float) -> None:
         """Store the state at a probe's end, in case the whole run ends higher; what is not the lowest is not needed."""
         if loss < lowest(self._director.record):
-            self._director.save_probe(probe, loss, {**self._tree(), "probe": to_json(probe), "loss": loss})
+            self._director.save_probe(probe, loss, {**self._live.tree(), "probe": to_json(probe), "loss": loss})
 
     def _end_stretch(self, segment: _Segment, *, adopted: bool = False) -> None:
         """The kept run has come to `segment.now`: checkpoint first, then the record."""
-        self._tail.extend(segment.losses)
+        self._losses.extend(segment.losses)
         self._save(segment.now)
         self._segment = None
         self._director.tell(Trained(segment.start, segment.now, self._curve(segment), adopted))
-
-    def _broken(self, segment: _Segment) -> str:
-        """Note the level of the kept loss where it is due; what is wrong with it, "" if nothing is.
-
-        Which levels there are hangs on steps alone, so that a run that was broken off ends the same.
-        """
-        record, now = self._director.record, segment.now
-        every = record.settings.checkpoint_every or record.settings.steps
-        if now != READ and now % every:
-            return ""
-        count = READ if now == READ else max(1, min(every // 2, TAIL, record.settings.steps // 10))
-        losses = [*self._tail, *segment.losses][-count:]
-        level = math.fsum(losses) / len(losses)
-        if broken(self._levels, level) and len(record.roll_backs) < ROLL_BACKS:
-            return f"mean loss {level:.4g} before step {now}, {min(self._levels):.4g} earlier"
-        self._levels.append(level)
-        return ""
 
     def _roll_back(self, segment: _Segment, reason: str) -> None:
         """Back to the last checkpoint with a lower rate, but on with the data: the same batches might do it again."""
@@ -465,44 +429,10 @@ class Runner:
 
     # State
 
-    def _measure(self) -> float:
-        """The validation loss here; generators and training flags stay as they were."""
-        assert self._validate is not None
-        roots = [root for tracked in self._tracked.values() if (root := getattr(tracked, "module", None)) is not None]
-        modules = [module for root in roots for module in root.modules()]
-        flags = [module.training for module in modules]
-        states = [generator.capture() for generator in self.feed.generators]
-        with rng_preserved(), torch.no_grad():
-            try:
-                return float(self._validate())
-            finally:
-                for module, training in zip(modules, flags, strict=True):
-                    module.training = training
-                for generator, state in zip(self.feed.generators, states, strict=True):
-                    generator.restore(state)
-
     def _mark(self) -> None:
         """The stage starts here."""
         self.feed.mark()
-        self._stage, self._candidates = self._capture(), {}
-
-    def _capture(self) -> _Snapshot:
-        objects = {name: tracked.capture() for name, tracked in self._tracked.items()}
-        return _Snapshot(objects, capture_rng(), self.feed.place())
-
-    def _go(self, snapshot: _Snapshot) -> None:
-        self.feed.go(snapshot.place)
-        self._restore_objects(snapshot.objects)
-        restore_rng(snapshot.rng)
-
-    def _restore_objects(self, objects: Mapping[str, Tree]) -> None:
-        if objects.keys() != self._tracked.keys():
-            raise IdentityError(
-                f"the checkpoint holds {sorted(objects)}, but tracked are {sorted(self._tracked)}: track the same "
-                "objects under the same names to resume."
-            )
-        for name, tracked in self._tracked.items():
-            tracked.restore(objects[name])
+        self._stage, self._candidates = self._live.capture(self.feed), {}
 
     def _save(self, step: int, cause: RolledBack | None = None) -> None:
         tree = {
@@ -510,18 +440,10 @@ class Runner:
             "roll_backs": len(self._director.record.roll_backs),
             "early": self._early,
             "feed": self.feed.state(),
-            "tail": torch.tensor(list(self._tail), dtype=torch.float64),
-            "levels": torch.tensor(self._levels, dtype=torch.float64),
-            **self._tree(),
+            **self._losses.tree(),
+            **self._live.tree(),
         }
         self._director.save(step, tree)
-
-    def _tree(self) -> Tree:
-        """The live state, as far as it is not the data's."""
-        return {
-            "objects": {name: tracked.capture() for name, tracked in self._tracked.items()},
-            "rng": capture_rng(),
-        }
 
 
 def _validation_points(probe: Probe) -> list[int]:

@@ -25,7 +25,7 @@ FLOORS = (
     {"engine", "samplers", "settings", "strategies"},
     # The world: the live training state, and the disk.
     {
-        *("averages", "batches", "breaks", "director", "rates", "runner", "session", "snapshot"),
+        *("averages", "batches", "breaks", "director", "live", "rates", "runner", "session", "snapshot"),
         *("backends", "checkpoints", "codec", "journal", "locks", "mirror", "places", "storage"),
     },
     # The loop.
