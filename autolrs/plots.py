@@ -156,6 +156,10 @@ def _schedule(axes: Axes, record: Record) -> None:
     axes.plot(np.array(steps)[done], rates[done], color=BLUE, lw=1.8)
     axes.plot(np.array(steps)[~done], rates[~done], color=BLUE, lw=1.2, ls=":")
     peak = float(rates.max())
+    if record.early is not None and (final := record.final_schedule) is not None:
+        axes.plot([final(step) for step in range(final.steps)], color=ORANGE, lw=1.8, label="of the final weights")
+        axes.legend(loc="lower center", frameon=False, fontsize=8)
+        peak = max(peak, max(final(step) for step in range(final.steps)))
     axes.set_yscale("log")
     axes.set_ylim(max(float(rates[rates > 0].min(initial=peak)), peak * 1e-3) * 0.8, peak * 1.6)
     _rate_axis(axes.yaxis)
