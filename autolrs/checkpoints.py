@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -89,13 +89,17 @@ class CheckpointStore:
         """
         return self._place.show(self._listed(key))
 
-    def save(self, step: int, tree: Any, *, tag: str = "") -> Path | str:
+    def save(self, step: int, tree: Any, *, tag: str = "", keep: int | None = None) -> Path | str:
         """Write `tree` as the checkpoint of kept step `step`, or of `tag`, replacing an earlier one.
+
+        Args:
+            keep: prune to so many steps as well, at the price of saving alone.
 
         Raises:
             CheckpointError: it could not be written (disk full, ...); all other checkpoints are untouched.
             UntrackableError: something in the tree cannot be stored.
         """
+        _check(keep)
         self._writing()
         name = _file_name(tag or step)
         path = self._place.show(name)
@@ -115,8 +119,11 @@ class CheckpointStore:
 
         try:
             self._place.write(name, write, before=announce)
-            entries[name] = Entry(step, tag, hashing.size, hashing.sha.hexdigest())
-            self._write_manifest(entries)
+            kept = entries | {name: Entry(step, tag, hashing.size, hashing.sha.hexdigest())}
+            if keep is not None:
+                wanted = _last(kept, keep)
+                kept = {other: entry for other, entry in kept.items() if entry.tag or entry.step in wanted}
+            self._write_manifest(kept)
         except OSError as error:
             last = max((entry.step for other, entry in entries.items() if other != name), default=None)
             raise CheckpointError(
@@ -124,6 +131,8 @@ class CheckpointStore:
                 + (f"The checkpoint of step {last} is still good. " if last is not None else "")
                 + "Make room on the disk, then run the same command again."
             ) from error
+        if keep is not None:
+            self._remove_unlisted(kept, entries)
         return path
 
     def tag(self, step: int, tag: str) -> Path | str:
@@ -197,9 +206,8 @@ class CheckpointStore:
 
     def prune(self, keep: int = 2, protect: Collection[int] = ()) -> None:
         """Remove all but the last `keep` steps, those in `protect`, and the tagged ones."""
-        if keep < 1:
-            raise SettingError(f"`keep >= 1` must hold, but got ({keep=}).")
-        wanted = {*self.steps[-keep:], *protect}
+        _check(keep)
+        wanted = {*_last(self._entries(), keep), *protect}
         self._keep_only(lambda entry: bool(entry.tag) or entry.step in wanted)
 
     def forget_after(self, step: int) -> None:
@@ -217,15 +225,25 @@ class CheckpointStore:
         try:
             if kept != entries:
                 self._write_manifest(kept)
+        except OSError as error:
+            raise self._not_removed(error) from error
+        self._remove_unlisted(kept, entries)
+
+    def _remove_unlisted(self, listed: Collection[str], before: Collection[str]) -> None:
+        """Remove the files that the manifest listed before, and no longer does."""
+        try:
             for name in self._place.names():
                 # Step files that the manifest does not list are left over from a kill.
-                if name not in kept and (name in entries or _STEP_FILE.fullmatch(name)):
+                if name not in listed and (name in before or _STEP_FILE.fullmatch(name)):
                     self._place.remove(name)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot remove old checkpoints in {self.directory}: {error.strerror or error}. The last ones are "
-                "good: make room on the disk, then run the same command again."
-            ) from error
+            raise self._not_removed(error) from error
+
+    def _not_removed(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"cannot remove old checkpoints in {self.directory}: {error.strerror or error}. The last ones are "
+            "good: make room on the disk, then run the same command again."
+        )
 
     def _writing(self) -> None:
         if self._readonly:
@@ -274,6 +292,16 @@ class _Hashing:
         self.file.write(data)
         self.sha.update(data)
         self.size += len(data)
+
+
+def _check(keep: int | None) -> None:
+    if keep is not None and keep < 1:
+        raise SettingError(f"`keep >= 1` must hold, but got ({keep=}).")
+
+
+def _last(entries: Mapping[str, Entry], keep: int) -> set[int]:
+    """The last `keep` steps that have a checkpoint."""
+    return set(sorted(entry.step for entry in entries.values() if not entry.tag)[-keep:])
 
 
 def _file_name(key: int | str) -> str:

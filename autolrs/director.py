@@ -41,15 +41,13 @@ BEAT_SECONDS: Final = 1.0
 class Checkpoints(Protocol):
     """The part of `checkpoints.CheckpointStore` that a run needs."""
 
-    def save(self, step: int, tree: Tree | Encoded, *, tag: str = "") -> object: ...
+    def save(self, step: int, tree: Tree | Encoded, *, tag: str = "", keep: int | None = None) -> object: ...
 
     def load(self, key: int | str) -> Tree: ...
 
     def tag(self, step: int, tag: str) -> object: ...
 
     def latest(self, at_most: int | None = None) -> tuple[int, Tree, list[str]]: ...
-
-    def prune(self, keep: int = 2) -> None: ...
 
     def remove(self, tag: str) -> None: ...
 
@@ -169,8 +167,7 @@ class Director:
 
     def save(self, step: int, tree: Tree | Encoded) -> None:
         """Write the checkpoint of kept step `step`; the one before it stays, in case this one is damaged."""
-        self._store.checkpoints.save(step, tree)
-        self._store.checkpoints.prune(keep=2)
+        self._store.checkpoints.save(step, tree, keep=2)
 
     def keep_final(self) -> None:
         """Keep the checkpoint of the last step for good; it is chosen."""

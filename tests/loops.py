@@ -256,11 +256,13 @@ class MemoryCheckpoints:
         self.tagged: dict[str, Tree] = {}
         self.final: Tree | None = None
 
-    def save(self, step: int, tree: Tree, *, tag: str = "") -> None:
+    def save(self, step: int, tree: Tree, *, tag: str = "", keep: int | None = None) -> None:
         if tag:
             self.tagged[tag] = clone(tree)
-        else:
-            self.trees[step] = clone(tree)
+            return
+        self.trees[step] = clone(tree)
+        for old in sorted(self.trees)[: -keep if keep else 0]:
+            del self.trees[old]
 
     def load(self, key: str) -> Tree:
         return clone(self.tagged[key])
@@ -275,10 +277,6 @@ class MemoryCheckpoints:
     def latest(self, at_most: int | None = None) -> tuple[int, Tree, list[str]]:
         step = max(step for step in self.trees if at_most is None or step <= at_most)
         return step, clone(self.trees[step]), []
-
-    def prune(self, keep: int = 2) -> None:
-        for step in sorted(self.trees)[:-keep]:
-            del self.trees[step]
 
 
 def session_of(

@@ -83,6 +83,24 @@ def test_prune_keeps_the_last_two_the_protected_and_the_tagged(store: Checkpoint
         store.prune(keep=0)
 
 
+def test_saving_may_prune_with_one_list_written(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(400, tree(400), tag="final")
+    (store.directory / "step-00000050.safetensors").write_bytes(b"left by a kill")
+    written = []
+    write = CheckpointStore._write_manifest
+    monkeypatch.setattr(CheckpointStore, "_write_manifest", lambda *given: (written.append(1), write(*given)))
+    store.save(500, tree(500), keep=2)
+    assert len(written) == 1
+    assert store.steps == (300, 500)
+    assert sorted(path.name for path in store.directory.glob("*.safetensors")) == [
+        "final.safetensors",
+        *(f"step-{step:08d}.safetensors" for step in (300, 500)),
+    ]
+    with pytest.raises(SettingError, match="keep >= 1"):
+        store.save(600, tree(600), keep=0)
+    assert store.steps == (300, 500)
+
+
 def test_a_tagged_checkpoint_is_the_same_and_stays(store: CheckpointStore) -> None:
     store.save(100, {"a": torch.arange(5)})
     path = store.tag(100, "final")
@@ -254,6 +272,9 @@ def run(where, folder):
     elif where == "pruning":
         Path.unlink = die
         store.prune(keep=1)
+    elif where == "saving and pruning":
+        Path.unlink = die
+        store.save(200, tree(200), keep=1)
     step = 200 if "again" in where else 300
     store.save(step, tree(-step), tag="final" if "final" in where else "")
 
@@ -267,12 +288,12 @@ for where in sys.argv[2:]:
 
 
 def test_a_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    places = ["writing", "listing", "again", "final again", "listing again", "pruning"]
+    places = ["writing", "listing", "again", "final again", "listing again", "pruning", "saving and pruning"]
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *places], check=True)
     for where in places:
         folder = tmp_path / where
         left = [path for path in folder.iterdir() if path.name.startswith(".")]
-        assert bool(left) == (where not in ("listing", "listing again", "pruning")), where
+        assert bool(left) == (where not in ("listing", "listing again", "pruning", "saving and pruning")), where
         store = CheckpointStore(folder)
         assert not [path for path in folder.iterdir() if path.name.startswith(".")]
         step, loaded, damaged = store.latest()

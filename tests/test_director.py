@@ -62,8 +62,8 @@ class FakeStore:
     def heartbeat(self, payload):
         self.said.append(payload)
 
-    def save(self, step, tree, *, tag=""):
-        self.said.append(("save", tag or step))
+    def save(self, step, tree, *, tag="", keep=None):
+        self.said.append(("save", tag or step, *([] if keep is None else [keep])))
         self.saved[tag or step] = tree
 
     def load(self, key):
@@ -76,9 +76,6 @@ class FakeStore:
 
     def tag(self, step, tag):
         self.said.append(("tag", step, tag))
-
-    def prune(self, keep=2):
-        self.said.append(("prune", keep))
 
     def latest(self, at_most=None):
         step = max(step for step in self.saved if step <= at_most)
@@ -261,7 +258,7 @@ def test_a_checkpoint_leaves_the_one_before_it():
     director, store = started()
     director.save(20, TREE)
     director.keep_final()
-    assert store.said == [("save", 20), ("prune", 2), ("tag", 0, "final"), ("remove", "probe")]
+    assert store.said == [("save", 20, 2), ("tag", 0, "final"), ("remove", "probe")]
 
 
 def test_the_lowest_end_of_a_whole_probe_is_kept_and_found_if_the_run_ends_higher(caplog):
