@@ -98,14 +98,14 @@ def summary(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
         found.append(ratio(averaged, best) if averaged else None)
         table.append(
             [
-                f"{task.name}{'' if task.development else ' (confirms)'}",
+                _name(task),
                 f"{best.method}, {fmean(row.rate for row in best.rows):.3g}",
                 *(str(each) if each else "" for each in found),
                 f"{found[0].pairs if found[0] else 0}",
                 f"{_share(ours):.2f}",
             ]
         )
-        kinds.setdefault("development" if task.development else "confirmation", []).append(tuple(found[1:]))
+        kinds.setdefault(task.kind, []).append(tuple(found[1:]))
     for kind, each_task in kinds.items():
         means = [over_tasks([one for one in each if one]) if all(each) else "" for each in zip(*each_task, strict=True)]
         table.append([f"**{kind}, geometric mean**", "", "", *map(str, means), "", ""])
@@ -122,10 +122,10 @@ def equal_totals(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
         if ours is None or short is None or cosine is None or search is None:
             continue
         found = ratio(short, cosine), ratio(ours, search)
-        name = f"{task.name}{'' if task.development else ' (confirms)'}"
+        name = _name(task)
         table.append([name, *(str(each or "") for each in (found[0], search.method, found[1]))])
         if found[0] and found[1]:
-            kinds.setdefault("development" if task.development else "confirmation", []).append((found[0], found[1]))
+            kinds.setdefault(task.kind, []).append((found[0], found[1]))
     for kind, pairs in kinds.items():
         first, second = (over_tasks(each) for each in zip(*pairs, strict=True))
         table.append([f"**{kind}, geometric mean**", str(first), "", str(second)])
@@ -147,8 +147,7 @@ def section(rows: Sequence[Row], task: Task) -> str:
     table = [_cells(line, best) for line in lines]
     text = [
         f"## {task.name}",
-        f"`{task.module.replace('.', '/')}.py`, {task.steps} steps, space `{task.space}`, "
-        + ("development." if task.development else "confirmation."),
+        f"`{task.module.replace('.', '/')}.py`, {task.steps} steps, space `{task.space}`, " + f"{task.kind}.",
         markdown(head, table),
     ]
     ours = line_of(rows, task.name, "horizon")
@@ -198,7 +197,7 @@ def picture(rows: Sequence[Row], tasks: Sequence[Task], path: Path) -> None:
             )
         axis.axvline(1.0, color="0.7", linewidth=0.8, zorder=0)
         axis.set_xlim(0.85, FARTHEST + 0.05)
-        axis.set_title(task.name + ("" if task.development else "\n(confirms)"), fontsize=9)
+        axis.set_title(_name(task).replace(" ", "\n"), fontsize=9)
         axis.set_xlabel("test loss / best schedule", fontsize=8)
         axis.tick_params(labelsize=8)
     axes[0][0].set_yticks(range(len(names)), names)
@@ -226,6 +225,10 @@ def _cells(line: Line, best: Line | None) -> list[str]:
         f"{fmean(row.wall_seconds for row in line.rows):.1f}",
         str(found) if found else "",
     ]
+
+
+def _name(task: Task) -> str:
+    return f"{task.name}{' (confirms)' if task.kind == 'confirmation' else ''}"
 
 
 def _share(line: Line) -> float:
