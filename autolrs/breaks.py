@@ -99,4 +99,4 @@ class KeptLosses:
         """Inverse of `tree`."""
         self._tail.clear()
         self._tail.extend(tree["tail"].tolist())
-        self._levels = tree["levels"].tolist()
+        self._levels = tree["levels"].tolist() if "levels" in tree else []  # a checkpoint of an older version
