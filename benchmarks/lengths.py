@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from autolrs.schedules import Schedule
-from autolrs.strategies.horizon import LEAST_WARMUP
+from autolrs.strategies.horizon import Horizon
 from benchmarks import csvrows, rows
 from benchmarks.families import DECAY
 from benchmarks.plain import PlainSession, train
@@ -74,9 +74,7 @@ def run(task: Task, share: float, rate: float, seed: int) -> float:
     steps = round(share * task.steps)
     schedule = Schedule.build("wsd", rate=rate, steps=task.steps, warmup=task.warmup, decay=DECAY)
     if share < 1:
-        plateau = steps - round(0.5 * steps)
-        warmup = min(round(min(0.5 * steps, max(task.warmup, LEAST_WARMUP * steps))), plateau)
-        schedule = Schedule.build("wsd", rate=rate, steps=steps, warmup=warmup, decay=1 - plateau / steps)
+        schedule = Schedule(Horizon().miniature(rate, steps, task.warmup)[0])
     return train(task, PlainSession(steps, schedule), seed)[0]
 
 

@@ -198,6 +198,19 @@ class Horizon:
         wins = chance(curve, forecast, last(best.curve)[0], rivals)
         return f"a chance of {wins:.1%} to beat the best probe at step {int(done)}" if wins < self.beat else ""
 
+    def miniature(self, rate: float, length: int, warmup: int | None) -> tuple[tuple[Piece, ...], int]:
+        """A run in small: `length` updates with their plateau at `rate`, and the offset at which it ends.
+
+        Args:
+            warmup: updates that the whole run warms up for; None: its beginning is over.
+        """
+        plateau = length - max(1, round(self.decay * length))
+        rises = 0
+        if warmup is not None:
+            rises = min(plateau, round(min(self.warmup * length, max(warmup, LEAST_WARMUP * length))))
+        decay = (length - plateau) / length
+        return base_pieces("wsd", rate=rate, start=0, stop=length, warmup=rises, decay=decay), plateau
+
     def _starts(self, settings: Settings) -> list[int]:
         """Kept steps at which a stage starts. None is shorter than its probes, so a very short run has fewer."""
         starts = [0]
@@ -275,15 +288,8 @@ class Horizon:
     def _miniature(self, settings: Settings, stage: Stage, rate: float, length: int) -> tuple[tuple[Piece, ...], int]:
         """The rest of the run in small, in offsets, and the offset at which its plateau ends."""
         stretched = rate * ((settings.steps - stage.start) / length) ** self.gamma
-        plateau = length - max(1, round(self.decay * length))
-        warmup = min(self._warmup(settings, length), plateau) if stage.start == 0 else 0
-        decay = (length - plateau) / length
-        return base_pieces("wsd", rate=stretched, start=0, stop=length, warmup=warmup, decay=decay), plateau
-
-    def _warmup(self, settings: Settings, length: int) -> int:
-        """Steps that the rate of a probe of the run's beginning rises."""
         own = round(settings.space.warmup * settings.steps)
-        return round(min(self.warmup * length, max(own, LEAST_WARMUP * length)))
+        return self.miniature(stretched, length, own if stage.start == 0 else None)
 
     def _incumbent(self, record: Record, stage: Stage) -> int | None:
         """Number of the trial that would win if the search ended now: its plateau is worth keeping in memory."""
