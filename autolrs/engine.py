@@ -291,7 +291,17 @@ def _reverted(record: Record, event: Reverted) -> Record:
     _expect(event.to in {0, *(part.stop for part in record.kept[:-1])}, record, event)
     kept = tuple(part for part in record.kept if part.stop <= event.to)
     lost = record.lost_steps + record.kept_steps - event.to
-    return replace(record, kept=kept, kept_steps=event.to, lost_steps=lost, finished=False, final_loss=None)
+    return replace(
+        record,
+        kept=kept,
+        kept_steps=event.to,
+        lost_steps=lost,
+        finished=False,
+        final_loss=None,
+        average=None,
+        plain_loss=None,
+        early=None,
+    )
 
 
 def _moved(record: Record, event: Moved) -> Record:

@@ -491,9 +491,12 @@ def test_each_event_leaves_its_mark():
     record = engine.apply(engine.apply(record, Lost(2)), Elapsed(0.5))
     assert (record.lost_steps, record.wall_seconds) == (7, 3.0)
     record = engine.apply(record, Trained(6, 100, CURVE))
-    record = engine.apply(record, Finished(0.5, 1))
+    early = Probe(0, 0, 0.2, 8, base_pieces("linear", rate=0.3, start=0, stop=8), whole=True)
+    record = engine.apply(record, Finished(0.5, 1, plain_loss=0.6, early=early))
     assert (record.finished, record.final_loss, record.validation_calls) == (True, 0.5, 3)
+    assert record.final_schedule == Schedule(early.pieces, record.ratios)
     record = engine.apply(record, Reverted(6, "damaged"))
+    assert (record.early, record.plain_loss, record.final_schedule) == (None, None, record.schedule)
     assert (record.finished, record.final_loss, record.kept_steps, record.lost_steps) == (False, None, 6, 101)
 
 
