@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 
-from autolrs.records import READ
+from autolrs.records import READ, mean_of
 
 FEWEST: Final = 5
 """Levels before anything is called a break: the loss at the start, and four checkpoints."""
@@ -67,7 +67,7 @@ class KeptLosses:
     @property
     def mean(self) -> float | None:
         """Of the last tenth of the run; None before any."""
-        return math.fsum(self._tail) / len(self._tail) if self._tail else None
+        return mean_of(self._tail) if self._tail else None
 
     def extend(self, losses: Sequence[float]) -> None:
         self._tail.extend(losses)
@@ -75,10 +75,10 @@ class KeptLosses:
     def watch(self, losses: Sequence[float], step: int) -> str:
         """What is wrong, "" if nothing is, with the losses since those of `extend`, the last that of the update before
         `step`. Notes the level, where one is due and nothing is wrong."""
-        if self._every < 2 * READ or (step != READ and step % self._every):
+        begins = step == READ and not self._levels
+        if self._every < 2 * READ or not (begins or (self._levels and step % self._every == 0)):
             return ""
-        last = [*self._tail, *losses][-(READ if step == READ else self._window) :]
-        level = math.fsum(last) / len(last)
+        level = mean_of([*self._tail, *losses][-(READ if begins else self._window) :])
         if broken(self._levels, level):
             return f"mean loss {level:.4g} before step {step}, {min(self._levels):.4g} earlier"
         self._levels.append(level)
@@ -86,7 +86,7 @@ class KeptLosses:
 
     def look_broken(self, losses: Sequence[float]) -> bool:
         """Whether `losses` are those of a broken run."""
-        return broken(self._levels, math.fsum(losses) / len(losses))
+        return broken(self._levels, mean_of(losses))
 
     def tree(self) -> dict[str, Any]:
         """As a part of a checkpoint."""

@@ -216,9 +216,10 @@ class CheckpointStore:
 
     def remove(self, tag: str) -> None:
         """Remove the checkpoint with this tag, if there is one."""
-        self._keep_only(lambda entry: entry.tag != tag)
+        self._keep_only(lambda entry: entry.tag != tag, also=_file_name(tag))
 
-    def _keep_only(self, wanted: Callable[[Entry], bool]) -> None:
+    def _keep_only(self, wanted: Callable[[Entry], bool], *, also: str = "") -> None:
+        """`also`: a file that goes, too, should a kill have left it unlisted."""
         self._writing()
         entries = self._entries()
         kept = {name: entry for name, entry in entries.items() if wanted(entry)}
@@ -227,7 +228,7 @@ class CheckpointStore:
                 self._write_manifest(kept)
         except OSError as error:
             raise self._not_removed(error) from error
-        self._remove_unlisted(kept, entries)
+        self._remove_unlisted(kept, {*entries, also})
 
     def _remove_unlisted(self, listed: Collection[str], before: Collection[str]) -> None:
         """Remove the files that the manifest listed before, and no longer does."""

@@ -104,6 +104,7 @@ def tune(
     restore_best: Annotated[
         bool, typer.Option(help="Let a probe's end be the final state if the whole run ends higher.")
     ] = True,
+    rescue: Annotated[bool, typer.Option(help="Roll back a run that breaks with a finite loss.")] = True,
     tuned: Annotated[str | None, typer.Option(help="Name, in `track`, of the optimizer to tune.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Let checkpoints hold pickles.")] = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="Own a study that another process owns.")] = False,
@@ -155,6 +156,7 @@ def tune(
                 max_seconds=max_seconds,
                 average=average,
                 restore_best=restore_best,
+                rescue=rescue,
                 tuned=tuned,
                 allow_pickle=allow_pickle,
                 takeover=takeover,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from autolrs.records import (
     Record,
     Reverted,
     RolledBack,
+    Trial,
     TrialState,
     from_json,
 )
@@ -44,6 +44,9 @@ class Checkpoints(Protocol):
     def save(self, step: int, tree: Tree | Encoded, *, tag: str = "", keep: int | None = None) -> object: ...
 
     def load(self, key: int | str) -> Tree: ...
+
+    @property
+    def steps(self) -> tuple[int, ...]: ...
 
     def tag(self, step: int, tag: str) -> object: ...
 
@@ -77,7 +80,7 @@ class Directing(Protocol):
 
     def prune(self, probe: Probe, curve: Curve) -> str: ...
 
-    def diverged(self, at: int, reason: str) -> RolledBack: ...
+    def diverged(self, at: int, reason: str, *, to: int | None = None, finite: bool = False) -> RolledBack: ...
 
     def progress(self, instruction: Instruction, done: int, loss: float) -> str: ...
 
@@ -85,7 +88,7 @@ class Directing(Protocol):
 
     def keep_final(self) -> None: ...
 
-    def load(self) -> Tree: ...
+    def load(self, *, before: bool = False) -> Tree: ...
 
     def save_probe(self, probe: Probe, loss: float, tree: Tree) -> None: ...
 
@@ -144,9 +147,9 @@ class Director:
         with rng_preserved():
             return self._strategy.prune(self.record, probe, curve)
 
-    def diverged(self, at: int, reason: str) -> RolledBack:
-        """What to do about a kept run, come to step `at`, that diverged."""
-        return roll_back(self.record, at, reason)
+    def diverged(self, at: int, reason: str, *, to: int | None = None, finite: bool = False) -> RolledBack:
+        """What to do about a kept run, come to step `at`, that diverged, see `engine.roll_back`."""
+        return roll_back(self.record, at, reason, to=to, finite=finite)
 
     def progress(self, instruction: Instruction, done: int, loss: float, *, running: int | None = None) -> str:
         """Tell the callbacks how far the instruction is; return why to stop, or "".
@@ -174,8 +177,15 @@ class Director:
         self._store.checkpoints.tag(self.record.kept_steps, "final")
         self._store.checkpoints.remove(PROBE)
 
-    def load(self) -> Tree:
-        """The checkpoint of the record's kept step; if it is damaged, the one before, to which the record goes back."""
+    def load(self, *, before: bool = False) -> Tree:
+        """The checkpoint of the record's kept step; if it is damaged, the one before, to which the record goes back.
+
+        Args:
+            before: the one before that, if there is one, for a roll-back to it.
+        """
+        earlier = [step for step in self._store.checkpoints.steps if step < self.record.kept_steps]
+        if before and earlier:
+            return self._store.checkpoints.load(earlier[-1])
         step, tree, damaged = self._store.checkpoints.latest(self.record.kept_steps)
         for message in damaged:
             log.warning("%s Going on from step %d.", message, step)
@@ -187,22 +197,29 @@ class Director:
 
     def save_probe(self, probe: Probe, loss: float, tree: Tree | Encoded) -> None:
         """Keep the state at a probe's end, where its validation loss is `loss`, if none ended lower before."""
-        if loss < lowest(self.record):
+        if not is_best(self.record, probe, loss):
+            return
+        try:
             self._store.checkpoints.save(self.record.kept_steps, tree, tag=PROBE)
+        except CheckpointError as error:  # it is something to fall back on, and the run can do without
+            log.warning("the state at the end of a probe is not kept: %s", error)
 
     def load_probe(self, loss: float) -> Tree | None:
         """The state at the end of the probe that ended lowest, if that is below `loss`, the whole run's."""
-        if not beaten(self.record, loss):
+        best = better(self.record, loss)
+        if best is None:
             return None
-        best = lowest(self.record)
         try:
             tree = self._store.checkpoints.load(PROBE)
+            probe = from_json(tree["probe"])
+            if (probe.stage, probe.number, tree["loss"]) == (best.stage, best.number, best.objective):
+                return tree
+            why = f"what was stored is that of probe {probe.stage}.{probe.number}, which ended at {tree['loss']:.6g}."
         except CheckpointError as error:
-            log.warning("a probe ended at %.6g, below the run's %.6g, but its state is gone: %s", best, loss, error)
-            return None
-        probe = from_json(tree["probe"])
-        found = self.record.stages[probe.stage].trials[probe.number]
-        return tree if found.objective == best else None
+            why = str(error)
+        what = f"probe {best.stage}.{best.number} ended at {best.objective:.6g}, below the run's {loss:.6g}"
+        log.warning("%s, but its state is gone: %s", what, why)
+        return None
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Probed) and event.state is not TrialState.DIVERGED:
@@ -215,19 +232,35 @@ class Director:
             callback.on_event(record, event)
 
 
-def lowest(record: Record) -> float:
-    """The lowest validation loss at the end of a probe whose state there may be the final one; infinity without any."""
+def best_end(record: Record) -> Trial | None:
+    """The probe that ended lowest, of those whose state there may become the final one."""
     if not (record.settings.restore_best and record.validates):
-        return math.inf
+        return None
     trials = (trial for stage in record.stages for trial in stage.trials)
-    ends = (trial.objective for trial in trials if trial.whole and trial.state is TrialState.COMPLETE)
-    return min((loss for loss in ends if loss is not None), default=math.inf)
+    ended = [t for t in trials if t.whole and t.state is TrialState.COMPLETE and t.validation is not None]
+    return min(ended, key=lambda t: (_objective(t), t.stage, t.number), default=None)
 
 
-def beaten(record: Record, loss: float) -> bool:
-    """Whether such a probe ended below `loss`; any does below NaN."""
-    best = lowest(record)
-    return math.isfinite(best) and not loss <= best
+def is_best(record: Record, probe: Probe, loss: float) -> bool:
+    """Whether `probe`, which ends at the validation loss `loss`, is such a one, and ends lower than all before.
+
+    Of equal ones it is the first by number, whichever ends first.
+    """
+    if not (record.settings.restore_best and record.validates and probe.whole):
+        return False
+    best = best_end(record)
+    return best is None or (loss, probe.stage, probe.number) < (_objective(best), best.stage, best.number)
+
+
+def better(record: Record, loss: float) -> Trial | None:
+    """The best of them, if it ended below `loss`; any did below NaN."""
+    best = best_end(record)
+    return None if best is None or loss <= _objective(best) else best
+
+
+def _objective(trial: Trial) -> float:
+    assert trial.objective is not None
+    return trial.objective
 
 
 def stopped(record: Record, reason: str) -> StoppedError:

@@ -49,6 +49,8 @@ from autolrs.schedules import base_pieces, cut
 
 ROLL_BACKS: Final = 3
 """The kept run may diverge this often; the next time is an error."""
+BREAKS: Final = 2
+"""It may break with a finite loss this often; after that it goes on as it is."""
 ROLL_BACK_FACTOR: Final = 0.5
 """What a roll-back multiplies the rest of the schedule by."""
 
@@ -151,19 +153,24 @@ def remaining(record: Record) -> int:
     return record.settings.budget - record.probe_steps - running
 
 
-def roll_back(record: Record, at: int, reason: str) -> RolledBack:
+def roll_back(record: Record, at: int, reason: str, *, to: int | None = None, finite: bool = False) -> RolledBack:
     """What to do when the kept run, come to step `at`, diverged.
 
+    Args:
+        to: kept step to go back to; None: that of the record.
+        finite: the loss is; it broke.
+
     Raises:
-        DivergedError: it was rolled back `ROLL_BACKS` times already.
+        DivergedError: the loss is not finite, for more than the `ROLL_BACKS`-th time.
     """
-    if len(record.roll_backs) >= ROLL_BACKS:
+    if not finite and len(record.roll_backs) - record.breaks >= ROLL_BACKS:
         raise DivergedError(
             f"the kept run diverged again ({reason}) after {ROLL_BACKS} roll-backs ({'; '.join(record.roll_backs)}). "
             f"All is kept up to step {record.kept_steps}; look at the data near that step, or lower the "
             "space's upper bound and start a new study."
         )
-    return RolledBack(at=at, to=record.kept_steps, factor=ROLL_BACK_FACTOR, reason=reason)
+    to = record.kept_steps if to is None else to
+    return RolledBack(at=at, to=to, factor=ROLL_BACK_FACTOR, reason=reason, finite=finite)
 
 
 def _train(record: Record, stop: int) -> Train:
@@ -217,8 +224,10 @@ def _opened(record: Record, event: Opened) -> Record:
 def _issued(record: Record, event: Issued) -> Record:
     stage = _searched(record, event, event.stage)
     trial = Trial(event.stage, event.number, event.rate, event.length, momentum=event.momentum, whole=event.whole)
-    if trial in stage.trials:  # issued again after a crash
-        return record
+    # Issued again after a crash; by an older version, which knew no `whole`, before it.
+    if trial in stage.trials or (event.whole and replace(trial, whole=False) in stage.trials):
+        trials = (*stage.trials[: trial.number], trial, *stage.trials[trial.number + 1 :])
+        return _with_stage(record, replace(stage, trials=trials))
     _expect(event.number == len(stage.trials) and record.kept_steps == stage.start, record, event)
     return _with_stage(record, replace(stage, trials=(*stage.trials, trial)))
 
@@ -271,7 +280,8 @@ def _trained(record: Record, event: Trained) -> Record:
 
 
 def _rolled_back(record: Record, event: RolledBack) -> Record:
-    _expect(bool(record.pieces) and event.to == record.kept_steps <= event.at, record, event)
+    known = {record.kept_steps, 0, *(part.stop for part in record.kept)}
+    _expect(bool(record.pieces) and event.to in known and event.to <= record.kept_steps <= event.at, record, event)
     before, after = cut(record.pieces, 0, event.to), cut(record.pieces, event.to, record.settings.steps)
     # The rate that a later search starts from, and falls back on, is the lowered one.
     stages = tuple(
@@ -282,7 +292,11 @@ def _rolled_back(record: Record, event: RolledBack) -> Record:
         record,
         stages=stages,
         pieces=(*before, *(piece.scaled(event.factor) for piece in after)),
+        kept=tuple(part for part in record.kept if part.stop <= event.to),
+        kept_steps=event.to,
         discarded_steps=record.discarded_steps + event.at - event.to,
+        breaks=record.breaks + event.finite,
+        back_to=event.to,
         roll_backs=(*record.roll_backs, f"{event.reason}, back to {event.to}, rate x {event.factor:g}"),
     )
 

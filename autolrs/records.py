@@ -87,11 +87,11 @@ class Curve:
         finite = [loss for loss in losses[-max(16, n // 3) :] if math.isfinite(loss)]
         # Half the mean squared first difference is the noise variance of a slowly varying curve (von Neumann 1941).
         differences = [(b - a) * (b - a) for a, b in pairwise(finite)]
-        variance = 0.5 * _mean(differences) if differences else 0.0
+        variance = 0.5 * mean_of(differences) if differences else 0.0
         return cls(
             offsets=tuple((a + b - 1) / 2 for a, b in spans),
-            losses=tuple(_mean(losses[a:b]) if _all_finite(losses[a:b]) else math.nan for a, b in spans),
-            rates=tuple(_mean(rates[a:b]) for a, b in spans),
+            losses=tuple(mean_of(losses[a:b]) if _all_finite(losses[a:b]) else math.nan for a, b in spans),
+            rates=tuple(mean_of(rates[a:b]) for a, b in spans),
             noise=math.sqrt(variance * bins / n) if n else 0.0,
             stage=stage,
             start=start,
@@ -102,7 +102,8 @@ def _all_finite(values: Sequence[float]) -> bool:
     return all(map(math.isfinite, values))
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
+    """Their mean; of huge ones, too."""
     try:
         return math.fsum(values) / len(values)
     except OverflowError:  # a diverging loss in double precision, just before it is inf
@@ -191,6 +192,7 @@ class Settings:
         curve_model: name of the curve model.
         average: whether an average of the kept weights may become the final ones.
         restore_best: whether the end of a probe may, if the whole run ends higher.
+        rescue: whether a kept run that breaks with a finite loss is rolled back.
     """
 
     steps: int
@@ -203,6 +205,7 @@ class Settings:
     checkpoint_every: int = 0
     average: bool = False
     restore_best: bool = True
+    rescue: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +236,8 @@ class Record:
     lost_steps: int = 0
     validation_calls: int = 0
     roll_backs: tuple[str, ...] = ()
+    breaks: int = 0  # roll-backs whose loss was finite
+    back_to: int | None = None  # kept step that the last roll-back went to
     moved: tuple[str, ...] = ()  # other conditions that the run was resumed under
     wall_seconds: float = 0.0
     finished: bool = False
@@ -431,12 +436,17 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """The kept run diverged at step `at` and went back to step `to`; its rate was multiplied by `factor`."""
+    """The kept run diverged at step `at` and went back to step `to`; its rate was multiplied by `factor`.
+
+    Attributes:
+        finite: its loss was; it broke.
+    """
 
     at: int
     to: int
     factor: float
     reason: str
+    finite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

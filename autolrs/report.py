@@ -177,7 +177,7 @@ def _restored(record: Record) -> str:
     early = record.early
     assert early is not None
     return (
-        f"the end of probe {early.stage}.{early.number}, {early.length:,} steps: the whole run overfits, and ended at "
+        f"the end of probe {early.stage}.{early.number}, {early.length:,} steps: the whole run ended higher, at "
         f"{number(record.plain_loss, 6)}"
     )
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from autolrs.averages import POWERS, Averages
 from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.breaks import KeptLosses
-from autolrs.director import Directing, lowest, stopped
-from autolrs.engine import ROLL_BACKS
+from autolrs.director import Directing, is_best, stopped
+from autolrs.engine import BREAKS
 from autolrs.errors import IdentityError, SessionError
 from autolrs.live import LiveState, Snapshot
 from autolrs.rates import Rates
@@ -88,7 +88,9 @@ class Runner:
         self._stage: Snapshot | None = None
         self._candidates: dict[int, tuple[Snapshot, list[float], list[float]]] = {}
         self._astray = False  # the live state is a probe's
-        self._early: Tree | None = None  # it is one for good: which probe, and the run's own loss
+        self._choice: Tree | None = (
+            None  # of final weights other than the last step's; which probe's, and the run's loss
+        )
         settings = director.record.settings
         self._losses = KeptLosses(settings.steps, settings.checkpoint_every or settings.steps)
         self._begin()
@@ -142,17 +144,19 @@ class Runner:
         segment = self._segment
         if segment is not None and isinstance(segment.instruction, Train):
             self._take()
-            fine = all(map(math.isfinite, segment.losses))
-            if segment.losses and fine and not self._losses.look_broken(segment.losses[-READ:]):
-                self._average(segment)
-                self._end_stretch(segment)
+            if segment.losses and all(map(math.isfinite, segment.losses)):
+                if self._may_rescue and self._losses.look_broken(segment.losses[-READ:]):
+                    self._rescue(segment, f"losses before step {segment.now} are a broken run's")
+                else:
+                    self._average(segment)
+                    self._end_stretch(segment)
         raise stopped(self._director.record, reason)
 
     def resume(self, tree: Tree) -> None:
         """Put the live state where a checkpoint left it; the feed is there already."""
         self._live.load(tree)
         self._losses.load(tree)
-        self._early = tree.get("early")
+        self._choice = tree.get("choice")
 
     def _take_over(self, tree: Tree) -> None:
         """Become the kept run as another process left it; whatever was here goes."""
@@ -248,40 +252,45 @@ class Runner:
         loss, calls, averages, plain = None, 0, self._averages, None
         if self._live.validates:
             loss, calls = self._live.measure(self.feed), 1
-            if self._early is None:  # else it was chosen before a crash
-                if averages is not None and averages.used is None:  # the same
-                    plain, calls = loss, 1 + len(POWERS)
-                    loss = self._choose_average(averages, plain)
-                loss, plain = self._choose_probe(loss, plain)
+            plain = self._choice["plain"] if self._choice else loss
+            if averages is not None and self._choice is None:  # else it was chosen before a crash
+                calls += len(POWERS)
+                loss = self._choose_average(averages, loss)
+            if self._choice is None or self._choice["probe"] is None:
+                loss = self._choose_probe(loss, plain)
             if not math.isfinite(loss):
                 log.warning("the validation loss at the end is %s, though no training loss was.", loss)
         else:
             loss = self._losses.mean
-        early = None
-        if self._early is not None:
-            early, plain = from_json(self._early["probe"]), self._early["plain"]
+        early = from_json(self._choice["probe"]) if self._choice else None
+        average = averages.used if averages and not early else None
         self._director.keep_final()
-        self._director.tell(Finished(loss, calls, None if early or averages is None else averages.used, plain, early))
+        self._director.tell(Finished(loss, calls, average, plain if averages or early else None, early))
 
-    def _choose_probe(self, loss: float, plain: float | None) -> tuple[float, float | None]:
-        """Let the state be that at the end of the best probe, if it is better than `loss`: the whole run overfits.
+    def _choose_probe(self, loss: float, plain: float | None) -> float:
+        """Let the state be that at the end of the best probe, if it is better than `loss`; the final state's loss.
 
-        Returns:
-            The final state's loss, and that of the last step's weights if there was a choice.
+        Args:
+            plain: that of the last step's weights.
         """
         tree = self._director.load_probe(loss)
         if tree is None:
-            return loss, plain
+            return loss
         self._live.load(tree)
-        self._early = {"probe": tree["probe"], "plain": loss if plain is None else plain}
-        self._save(self._director.record.kept_steps)
+        self._choose(plain, tree["probe"])
         log.warning(
-            "the whole run overfits: it ended at %.6g, a probe of %d steps at %.6g; its weights are the final ones.",
+            "the whole run ended at %.6g, a probe of %d steps lower, at %.6g: its weights are the final ones. The run "
+            "overfits, or broke.",
             loss,
             from_json(tree["probe"]).length,
             tree["loss"],
         )
-        return float(tree["loss"]), self._early["plain"]
+        return float(tree["loss"])
+
+    def _choose(self, plain: float | None, probe: Any = None) -> None:
+        """Keep the live state as the final one, for good."""
+        self._choice = {"plain": plain, "probe": probe}
+        self._save(self._director.record.kept_steps)
 
     def _choose_average(self, averages: Averages, plain: float) -> float:
         """Let the weights be the average that validates best, if that is finite and better than `plain`; its loss."""
@@ -294,7 +303,7 @@ class Runner:
         if not math.isfinite(losses[power]) or losses[power] >= plain:  # better than a `plain` of NaN, too
             return plain
         averages.use(power)
-        self._save(self._director.record.kept_steps)
+        self._choose(plain)
         return losses[power]
 
     # Reads
@@ -324,12 +333,11 @@ class Runner:
         bad = _first_bad(losses)
         why = self._director.progress(segment.instruction, len(segment.losses), sum(losses) / len(losses))
         if isinstance(segment.instruction, Train):
-            may_go_back = len(self._director.record.roll_backs) < ROLL_BACKS
             if bad is not None:
                 first = segment.start + next(i for i, each in enumerate(segment.losses) if not math.isfinite(each))
                 self._roll_back(segment, f"loss {bad} at step {first}")
-            elif (broke := self._losses.watch(segment.losses, segment.now)) and may_go_back:
-                self._roll_back(segment, broke)
+            elif (broke := self._losses.watch(segment.losses, segment.now)) and self._may_rescue:
+                self._rescue(segment, broke)
             else:
                 self._average(segment)
                 if segment.now == segment.stop:
@@ -394,7 +402,7 @@ class Runner:
 
     def _offer(self, probe: Probe, loss: float) -> None:
         """Store the state at a probe's end, in case the whole run ends higher; what is not the lowest is not needed."""
-        if loss < lowest(self._director.record):
+        if is_best(self._director.record, probe, loss):
             self._director.save_probe(probe, loss, {**self._live.tree(), "probe": to_json(probe), "loss": loss})
 
     def _end_stretch(self, segment: _Segment, *, adopted: bool = False) -> None:
@@ -407,7 +415,23 @@ class Runner:
     def _roll_back(self, segment: _Segment, reason: str) -> None:
         """Back to the last checkpoint with a lower rate, but on with the data: the same batches might do it again."""
         tree = self._director.load()
-        event = self._director.diverged(segment.now, reason)
+        self._go_back(tree, self._director.diverged(segment.now, reason))
+
+    @property
+    def _may_rescue(self) -> bool:
+        record = self._director.record
+        return record.settings.rescue and record.breaks < BREAKS
+
+    def _rescue(self, segment: _Segment, reason: str) -> None:
+        """Roll back a run that broke with a finite loss; the second time further, for the last checkpoint may be of a
+        run that was about to break."""
+        record = self._director.record
+        again = record.breaks > 0 and record.back_to == record.kept_steps
+        tree = self._director.load(before=again)
+        to = tree.get("step", self._director.record.kept_steps)
+        self._go_back(tree, self._director.diverged(segment.now, reason, to=to, finite=True))
+
+    def _go_back(self, tree: Tree, event: RolledBack) -> None:
         self.resume(tree)
         self._segment = None
         self._save(event.to, event)
@@ -438,7 +462,8 @@ class Runner:
         tree = {
             "cause": to_json(cause),  # not yet in the record, which has so many:
             "roll_backs": len(self._director.record.roll_backs),
-            "early": self._early,
+            "choice": self._choice,
+            "step": step,
             "feed": self.feed.state(),
             **self._losses.tree(),
             **self._live.tree(),

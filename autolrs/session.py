@@ -3,7 +3,7 @@
 The loop asks `batches` for items and calls `report` once per optimizer step. `report` only remembers a
 detached loss. All else happens inside `batches`, because only there is the loop's body complete: the rate of the
 next step, reading the losses, snapshots, rewinds, validation, and the end of the run. The session decides
-nothing: a `Director` turns events into instructions, and `_Runner` carries them out.
+nothing: a `Director` turns events into instructions, and `Runner` carries them out.
 
 Between two reads of the losses (every 16 reports, and where a probe or a stretch ends) a step costs a list
 append, a counter and one assignment to each parameter group.

@@ -17,8 +17,13 @@ from autolrs.records import Settings, to_json
 from autolrs.space import SearchSpace
 from autolrs.strategies import strategy as strategy_of
 
-IDENTITY: Final = ("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best")
+IDENTITY: Final = (
+    *("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best", "rescue"),
+)
 """Settings that must not change when a study is resumed."""
+
+LATER: Final = ("restore_best", "rescue")
+"""Those that came later: left out of the digest where they have their default, so that older studies are found."""
 
 
 def strategy_from(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
@@ -50,6 +55,7 @@ def settings_of(
     seed: int = 0,
     average: bool = False,
     restore_best: bool = True,
+    rescue: bool = True,
 ) -> Settings:
     """The settings that a run is stored under.
 
@@ -62,6 +68,7 @@ def settings_of(
         ("0 <= search_budget <= 100", budget, isinstance(budget, int | float) and 0 <= budget <= 100),
         ("average is True or False", average, isinstance(average, bool)),
         ("restore_best is True or False", restore_best, isinstance(restore_best, bool)),
+        ("rescue is True or False", rescue, isinstance(rescue, bool)),
         ("0 <= seed < 2**32, an integer", seed, isinstance(seed, int) and 0 <= seed < 2**32),
         (
             "checkpoint_every >= 1, an integer",
@@ -82,6 +89,7 @@ def settings_of(
         checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 50)),
         average=average,
         restore_best=restore_best,
+        rescue=rescue,
     )
 
 
@@ -100,7 +108,8 @@ def bytes_of(given: Any) -> int:
 
 def digest(settings: Settings) -> str:
     """8 hex digits of the settings that identify a run."""
-    return hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    identity = {key: value for key, value in _identity(settings).items() if key not in LATER or value is not True}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def changes(old: Settings, new: Settings) -> str:

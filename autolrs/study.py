@@ -123,12 +123,12 @@ class Study:
 
     @property
     def final_loss(self) -> float | None:
-        """Objective at the last step; None before it."""
+        """Objective of the final weights; None before the end."""
         return self.record.final_loss
 
     @property
     def average(self) -> float | None:
-        """Power of the average (see `autolrs.averages`) that the final weights are; None: they are the last step's."""
+        """Power of the average (see `autolrs.averages`) that the final weights are; None: they are none."""
         return self.record.average
 
     @property
@@ -147,7 +147,8 @@ class Study:
         """Why `exact` is false; "" if it is true."""
         if not self.record.finished:
             return "the run is not finished"
-        if self.record.roll_backs and not self.record.early:
+        early = self.early
+        if self.record.roll_backs and not (early and self.stages[early.stage].start == 0):
             return f"the kept run was rolled back: {'; '.join(self.record.roll_backs)}"
         if self.record.moved:
             return f"it was resumed under other conditions: {'; '.join(self.record.moved)}"
@@ -248,7 +249,7 @@ def came_true(record: Record, trial: Trial) -> float | None:
         return None  # a complete miniature is measured, not forecast: nothing in the run is like it
     step = stage.start + trial.forecast.at
     if step >= record.settings.steps - 1:
-        return record.final_loss
+        return record.final_loss if record.early is None else record.plain_loss
     for later in record.stages[trial.stage + 1 :]:
         if abs(later.start - step) <= 1:
             return later.start_loss

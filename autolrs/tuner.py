@@ -58,6 +58,7 @@ def tune(
     max_seconds: float | None = None,
     average: bool = False,
     restore_best: bool = True,
+    rescue: bool = True,
     resume: Resume = "auto",
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -94,6 +95,8 @@ def tune(
             validates better than the last step's; needs `session.validate`, and memory for the model twice.
         restore_best: let the final state be that at the end of a probe of "horizon", a complete run in small, if that
             validates better than the whole run, which then overfits; needs `session.validate`.
+        rescue: roll a kept run back whose loss jumps most of the way back up and stays there, and go on at half the
+            rate, twice at most; False: only one whose loss is not finite. For data that become harder on the way.
         resume: "auto": go on with an unfinished study of that name, else start one (NAME-2, ... after a finished
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
@@ -134,6 +137,7 @@ def tune(
         max_seconds=max_seconds,
         average=average,
         restore_best=restore_best,
+        rescue=rescue,
         resume=resume,
         seed=seed,
         callbacks=callbacks,
@@ -236,6 +240,7 @@ class _Run:
         max_seconds: float | None,
         average: bool,
         restore_best: bool,
+        rescue: bool,
         resume: Resume,
         seed: int,
         callbacks: Sequence[Callback],
@@ -257,6 +262,7 @@ class _Run:
             seed=seed,
             average=average,
             restore_best=restore_best,
+            rescue=rescue,
         )
         memory = bytes_of(replay_memory)
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):

@@ -264,8 +264,12 @@ class MemoryCheckpoints:
         for old in sorted(self.trees)[: -keep if keep else 0]:
             del self.trees[old]
 
-    def load(self, key: str) -> Tree:
-        return clone(self.tagged[key])
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(sorted(self.trees))
+
+    def load(self, key: int | str) -> Tree:
+        return clone(self.trees[key] if isinstance(key, int) else self.tagged[key])
 
     def remove(self, tag: str) -> None:
         self.tagged.pop(tag, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loops import MemoryStore, Scripted, record_of, schedule_of, session_of, simple
 
-from autolrs.breaks import FEWEST, broken
-from autolrs.errors import StoppedError
+from autolrs.breaks import FEWEST, KeptLosses, broken
+from autolrs.errors import DivergedError, StoppedError
 from autolrs.records import RolledBack
 from autolrs.session import Session
 
@@ -76,15 +77,18 @@ def test_law_a_noisy_run_that_gets_on_is_whole(seed: int) -> None:
 EVERY, BREAKS_AT = 40, 290
 
 
-def breaking(session: Session, at: float = 0.06, stop: int = 0) -> list[tuple[int, float]]:
-    """A loop that breaks at item `BREAKS_AT`, for as long as the rate is above `at`; what it saw: steps and rates."""
+def breaking(
+    session: Session, at: float = 0.06, stop: int = 0, first: int = BREAKS_AT, bad: int = 10**6
+) -> list[tuple[int, float]]:
+    """A loop that breaks at item `first`, for as long as the rate is above `at`; what it saw: steps and rates."""
     simple(session)
     session.state["broken"] = session.state.get("broken", False)
     seen = []
     for number, item in enumerate(session.batches(items())):
         seen.append((session.step, session.lr))
-        session.state["broken"] |= int(item) >= BREAKS_AT and session.lr > at
-        session.report(0.9 if session.state["broken"] else 0.05 + math.exp(-session.step / 10))
+        session.state["broken"] |= int(item) >= first and session.lr > at
+        loss = 0.9 if session.state["broken"] else 0.05 + math.exp(-session.step / 10)
+        session.report(math.nan if session.step >= bad else loss)
         if number == stop > 0:
             session.halt("test")
     return seen
@@ -98,7 +102,9 @@ def test_a_broken_run_goes_back_to_before_it_broke_with_half_the_rate() -> None:
     store = MemoryStore()
     session = session_of(600, store=store, every=EVERY)
     seen = breaking(session)
-    assert store.of(RolledBack) == [RolledBack(320, 280, 0.5, "mean loss 0.9 before step 320, 0.05 earlier")]
+    assert store.of(RolledBack) == [
+        RolledBack(320, 280, 0.5, "mean loss 0.9 before step 320, 0.05 earlier", finite=True)
+    ]
     assert [step for step, _ in seen] == [*range(320), *range(280, 600)]
     assert [rate for _, rate in seen] == [0.1] * 320 + [0.05] * 320
     assert not session.state["broken"]
@@ -106,13 +112,79 @@ def test_a_broken_run_goes_back_to_before_it_broke_with_half_the_rate() -> None:
     assert record_of(session).finished
 
 
-def test_a_run_that_breaks_again_and_again_is_an_error_to_nobody() -> None:
+def test_the_second_time_it_goes_further_back_and_then_it_is_let_be() -> None:
     store = MemoryStore()
     session = session_of(600, store=store, every=EVERY)
     breaking(session, at=0.0)
-    assert len(store.of(RolledBack)) == 3
-    assert record_of(session).finished
-    assert schedule_of(session)(599) == 0.1 / 8
+    first, second = store.of(RolledBack)
+    assert (first.at, first.to, first.finite) == (320, 280, True)
+    assert (second.at, second.to, second.finite) == (320, 240, True)
+    record = record_of(session)
+    assert record.finished
+    assert (record.breaks, record.discarded_steps) == (2, 40 + 80)
+    assert [part.start for part in record.kept] == list(range(0, 600, EVERY))
+    assert schedule_of(session).over(239, 241) == [0.1, 0.05]
+    assert schedule_of(session).over(279, 281) == [0.05, 0.025]
+    assert schedule_of(session)(599) == 0.1 / 4
+
+
+def test_a_break_just_before_a_checkpoint_is_left_behind_the_second_time() -> None:
+    """The checkpoint of step 280 is of a broken run, though its level does not yet say so."""
+    store = MemoryStore()
+    session = session_of(600, store=store, every=EVERY)
+    breaking(session, first=279)
+    assert [(event.at, event.to) for event in store.of(RolledBack)] == [(320, 280), (320, 240)]
+    assert not session.state["broken"]
+
+
+def test_losses_that_are_not_finite_have_a_count_of_their_own() -> None:
+    store = MemoryStore()
+    session = session_of(600, store=store, every=EVERY)
+    with pytest.raises(DivergedError, match="after 3 roll-backs"):
+        breaking(session, at=0.0, bad=500)
+    assert [event.finite for event in store.of(RolledBack)] == [True, True, False, False, False]
+
+
+def test_without_rescue_only_what_is_not_finite_is_rolled_back() -> None:
+    store = MemoryStore()
+    director = session_of(600, store=store, every=EVERY)._director
+    director.record = replace(director.record, settings=replace(director.record.settings, rescue=False))
+    breaking(Session(director))
+    assert not store.of(RolledBack)
+
+
+def test_a_run_that_is_stopped_again_and_again_gets_on_though_it_is_broken() -> None:
+    store = MemoryStore()
+    for _ in range(40):
+        try:
+            breaking(session_of(600, store=store, every=EVERY), at=0.0, stop=25)
+            break
+        except StoppedError:
+            pass
+    else:
+        raise AssertionError("it never came to the end")
+    assert len(store.of(RolledBack)) == 2
+
+
+def test_losses_near_the_largest_number_are_no_error() -> None:
+    losses = KeptLosses(1000, 100)
+    for step in (16, 100, 200, 300, 400):
+        losses.extend([2.0 if step < 100 else 1e-3] * 100)
+        assert losses.watch([], step) == ""
+    assert "mean loss 1.5e+308" in losses.watch([1.5e308] * 100, 500)
+    assert losses.look_broken([1.5e308] * 16)
+    losses.extend([1.5e308] * 100)
+    assert losses.mean == pytest.approx(1.5e308)
+
+
+def test_without_a_beginning_there_are_no_levels() -> None:
+    losses = KeptLosses(1000, 100)
+    losses.load({"tail": torch.ones(3, dtype=torch.float64)})  # a checkpoint of an older version
+    for step in range(100, 1000, 100):
+        losses.extend([1.0 / step] * 100)
+        assert losses.watch([], step) == ""
+    assert losses.watch([1.0] * 100, 1000) == ""
+    assert not losses.look_broken([9.0])
 
 
 @pytest.mark.parametrize("stop", [3, 15, 16, 90, 279, 285, 300, 319, 320, 330, 400])

@@ -101,6 +101,17 @@ def test_saving_may_prune_with_one_list_written(store: CheckpointStore, monkeypa
     assert store.steps == (300, 500)
 
 
+def test_what_is_removed_is_gone_even_if_a_kill_came_between(store: CheckpointStore) -> None:
+    path = store.save(400, tree(400), tag="probe")
+    store.remove("probe")
+    assert not Path(path).exists()
+    Path(path).write_bytes(b"left by a kill")
+    store.remove("probe")
+    assert not Path(path).exists()
+    store.remove("never-there")
+    assert store.steps == (100, 200, 300)
+
+
 def test_a_tagged_checkpoint_is_the_same_and_stays(store: CheckpointStore) -> None:
     store.save(100, {"a": torch.arange(5)})
     path = store.tag(100, "final")

@@ -63,6 +63,8 @@ class FakeStore:
         self.said.append(payload)
 
     def save(self, step, tree, *, tag="", keep=None):
+        if self.full:
+            raise CheckpointError("the disk is full")
         self.said.append(("save", tag or step, *([] if keep is None else [keep])))
         self.saved[tag or step] = tree
 
@@ -70,6 +72,10 @@ class FakeStore:
         if key not in self.saved:
             raise CheckpointError(f"no checkpoint {key}")
         return self.saved[key]
+
+    @property
+    def steps(self):
+        return tuple(sorted(step for step in self.saved if isinstance(step, int)))
 
     def remove(self, tag):
         self.said.append(("remove", tag))
@@ -261,30 +267,94 @@ def test_a_checkpoint_leaves_the_one_before_it():
     assert store.said == [("save", 20, 2), ("tag", 0, "final"), ("remove", "probe")]
 
 
-def test_the_lowest_end_of_a_whole_probe_is_kept_and_found_if_the_run_ends_higher(caplog):
+def whole(director, loss, **changes):
+    """The next probe, whose state at the end, and then its result, is told."""
+    probe = director.next()
+    director.tell(Issued.of(probe))
+    director.save_probe(probe, loss, {"probe": to_json(probe), "loss": loss})
+    end = Curve((float(probe.length),), (loss,), (probe.rate,))
+    director.tell(probed(probe, objective=loss, validation=end, **changes))
+    return probe
+
+
+def searching():
     director, store = started(Horizon())
     director.tell(Started(0.1, (1.0,), True))
     opened = director.next()
     director.tell(Opened(opened.stage, opened.start, 3.0))
+    return director, store
+
+
+def test_the_lowest_end_of_a_whole_probe_is_kept_and_found_if_the_run_ends_higher(caplog):
+    director, store = searching()
     assert director.load_probe(math.nan) is None
-    for loss, state in ((2.0, TrialState.COMPLETE), (1.0, TrialState.PRUNED), (2.5, TrialState.COMPLETE)):
-        probe = director.next()
-        director.tell(Issued.of(probe))
-        director.save_probe(probe, loss, {"probe": to_json(probe), "loss": loss})
-        director.tell(probed(probe, objective=loss, state=state))
-    saved = [said for said in store.said if said == ("save", "probe")]
-    assert len(saved) == 2  # the third is higher than the first
+    for loss in (2.0, 2.5):
+        whole(director, loss)
+    assert store.said.count(("save", "probe")) == 1  # the other is not lower
     for loss in (2.1, math.inf, math.nan):
-        assert director.load_probe(loss) is None  # what was saved is the stopped probe's, not the lowest finished one's
-    store.saved["probe"] = {"probe": to_json(replace(probe, number=0)), "loss": 2.0}
-    for loss in (2.1, math.inf, math.nan):
-        assert director.load_probe(loss)["loss"] == 2.0
-    assert director.load_probe(2.0) is None
-    assert director.load_probe(-math.inf) is None
+        assert director.load_probe(loss)["probe"]["number"] == 0
+    for loss in (2.0, 1.9, -math.inf):
+        assert director.load_probe(loss) is None
+    whole(director, 1.0)
+    assert director.load_probe(1.5)["probe"]["number"] == 2
     assert not caplog.messages
+
+
+def test_of_equal_ends_the_first_by_number_is_kept_whichever_is_told_first():
+    kept = []
+    for order in ((0, 1), (1, 0)):
+        director, _ = searching()
+        probes = [director.next()]
+        director.tell(Issued.of(probes[0]))
+        probes.append(director.next(in_flight={0}))
+        director.tell(Issued.of(probes[1]))
+        for number in order:
+            probe = probes[number]
+            director.save_probe(probe, 2.0, {"probe": to_json(probe), "loss": 2.0})
+            end = Curve((float(probe.length),), (2.0,), (probe.rate,))
+            director.tell(probed(probe, objective=2.0, validation=end))
+        kept.append(director.load_probe(3.0)["probe"]["number"])
+    assert kept == [0, 0]
+
+
+def test_a_state_that_is_gone_or_anothers_is_said_and_not_taken(caplog):
+    director, store = searching()
+    probe = whole(director, 2.0)
+    store.saved["probe"] = {"probe": to_json(probe), "loss": 2.5}  # from before a crash
+    assert director.load_probe(3.0) is None
+    assert "its state is gone: what was stored is that of probe 0.0, which ended at 2.5" in caplog.text
     del store.saved["probe"]
-    assert director.load_probe(2.1) is None
-    assert "its state is gone" in caplog.text
+    assert director.load_probe(3.0) is None
+    assert "its state is gone: no checkpoint probe" in caplog.text
+
+
+def test_a_full_disk_costs_the_probes_state_and_no_more(caplog):
+    director, store = searching()
+    store.full = True
+    director.save_probe(director.next(), 2.0, {})
+    assert "the state at the end of a probe is not kept: the disk is full" in caplog.text
+
+
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_nothing_is_kept_without_validation_or_if_it_is_not_wanted(restore_best):
+    director, store = started(Horizon())
+    director.record = replace(director.record, settings=replace(SETTINGS, restore_best=restore_best))
+    director.tell(Started(0.1, (1.0,), not restore_best))
+    director.tell(Opened(0, 0, 3.0))
+    whole(director, 2.0)
+    assert ("save", "probe") not in store.said
+    assert director.load_probe(math.nan) is None
+
+
+def test_before_the_last_checkpoint_is_the_one_before():
+    director, store = started()
+    _trained(director)
+    store.saved = {20: TREE | {"at": 20}, 40: TREE | {"at": 40}, 60: TREE | {"at": 60}}
+    told = len(store.said)
+    assert director.load(before=True)["at"] == 20
+    del store.saved[20]
+    assert director.load(before=True)["at"] == 40  # there is none
+    assert len(store.said) == told
 
 
 def _trained(director):

@@ -504,6 +504,13 @@ def test_a_known_start_loss_stays():
     assert made(STARTED, Opened(0, 0, 9.0), ISSUED, PROBED).stages[0].start_loss == 9.0
 
 
+def test_a_probe_that_an_older_version_issued_may_be_issued_again():
+    record = made(STARTED, OPENED, ISSUED, replace(ISSUED, whole=True))
+    assert [trial.whole for trial in record.stages[0].trials] == [True]
+    with pytest.raises(ValueError, match="out of order"):
+        engine.apply(record, ISSUED)
+
+
 def test_a_probe_issued_again_is_the_same_trial():
     assert made(STARTED, OPENED, ISSUED, ISSUED) == made(STARTED, OPENED, ISSUED)
 
@@ -541,7 +548,7 @@ TRAINED = (*SEARCHING, DECIDED, Trained(0, 6, CURVE), Trained(6, 40, CURVE))
         (TRAINED, Trained(39, 50, CURVE)),
         (TRAINED, Trained(40, 40, CURVE)),
         (TRAINED, Trained(40, 101, CURVE)),
-        (TRAINED, RolledBack(50, 6, 0.5, "")),
+        (TRAINED, RolledBack(50, 7, 0.5, "")),
         (TRAINED, RolledBack(39, 40, 0.5, "")),
         ((STARTED, OPENED), RolledBack(0, 0, 0.5, "")),
         (TRAINED, Reverted(40, "")),

@@ -17,9 +17,10 @@ import psutil
 import pytest
 import ray
 import torch
+from loops import Scripted
 from ray.cluster_utils import Cluster
 from ray_loops import HORIZON, local_ray, run_on_ray, story
-from tuned_loops import loop, run, wait_for
+from tuned_loops import build, loop, run, update, wait_for
 
 from autolrs import Session, Study, load_study
 from autolrs.distributed import crew, members
@@ -164,6 +165,61 @@ def test_a_loss_that_is_not_finite_is_treated_as_in_the_serial_run(where: str, t
     assert story(study) == story(run(tmp_path / "serial", diverging(), **HORIZON))
     with StudyStore.open("run", storage=tmp_path / "ray", readonly=True) as store:
         assert any(isinstance(event, RolledBack) for event in store.events()) == (where == "kept run")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+def test_a_run_that_breaks_twice_goes_further_back_as_the_serial_run_does(tmp_path: Path) -> None:
+    settings = {"search_budget": 0, "steps": 400, "checkpoint_every": 40}
+
+    def breaking() -> Any:
+        seen = []
+
+        def each(session: Session, loss: torch.Tensor) -> None:
+            seen.append(session.step)
+            loss.data.fill_(0.9 if len(seen) > 225 and seen.count(230) < 3 else 0.05 + 2.0 ** (-session.step / 10))
+
+        return loop(each=each)
+
+    study = run_on_ray(tmp_path / "ray", breaking(), **settings)
+    assert story(study) == story(run(tmp_path / "serial", breaking(), **settings))
+    with StudyStore.open("run", storage=tmp_path / "ray", readonly=True) as store:
+        backs = [(event.at, event.to) for event in store.events() if isinstance(event, RolledBack)]
+    assert backs == [(240, 200), (240, 160)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+def test_a_worker_that_always_dies_as_it_takes_the_best_probes_state_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "BACK_OFF", 0.1)
+
+    class Bomb:
+        def __init__(self, session: Session) -> None:
+            self.session, self.steps = session, 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            if self.session.step == 60 and state["steps"] < 20:  # a probe's state, at the run's end
+                os._exit(1)
+            self.steps = state["steps"]
+
+    def train(session: Session) -> None:
+        model, optimizer, loader = build()
+        bomb = Bomb(session)
+        session.track(model=model, optimizer=optimizer, bomb=bomb)
+        session.validate(lambda: float(bomb.steps))  # the whole run ends higher than any probe
+        for batch in session.batches(loader):
+            bomb.steps += 1
+            session.report(update(model, optimizer, batch))
+
+    executor = RayExecutor(1, {"CPU": 1}, deaths=3)
+    strategy = Scripted(rates=(0.003,), length=15, whole=True)
+    with pytest.raises(StoppedError, match="3 workers died at the end of the run"):
+        run_on_ray(tmp_path, train, executor=executor, strategy=strategy, steps=60)
 
 
 # Nodes

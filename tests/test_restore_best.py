@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_the_final_state_is_that_of_the_best_probe_and_a_plain_loop_gives_it_aga
 
 def test_it_is_stored_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = run(tmp_path, overfitting(), **OVERFITS)
-    assert "the whole run overfits" in caplog.text
+    assert "The run overfits" in caplog.text
     model, _, _ = few()
     study.load_into(model)
     assert unseen(model) == study.final_loss
@@ -108,7 +109,7 @@ def test_it_is_stored_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture
         console = Console(width=200, record=True, file=io.StringIO())
         console.print(shown)
         text = console.export_text()
-        assert f"the end of probe 0.{study.early.number}, 15 steps: the whole run overfits" in text, text
+        assert f"the end of probe 0.{study.early.number}, 15 steps: the whole run ended higher" in text, text
         assert "0 – 15" in text
     with pytest.raises(autolrs.errors.CheckpointError):
         CheckpointStore(study.directory, readonly=True).path("probe")  # no longer needed
@@ -123,6 +124,31 @@ def test_without_overfitting_nothing_changes_and_no_state_is_left(tmp_path: Path
     assert [path.stem for path in Path(study.directory).glob("*.safetensors")] == [
         path.stem for path in Path(without.directory).glob("*.safetensors")
     ]
+
+
+def test_only_what_may_be_needed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags: list[str] = []
+    save = CheckpointStore.save
+
+    def noting(store: CheckpointStore, step: int, tree: Any, *, tag: str = "", **how: Any) -> Any:
+        tags.append(tag)
+        return save(store, step, tree, tag=tag, **how)
+
+    monkeypatch.setattr(CheckpointStore, "save", noting)
+    run(tmp_path / "off", overfitting(), **OVERFITS, restore_best=False)
+    assert not any(tags)
+    study = run(tmp_path / "on", overfitting(), **OVERFITS)
+    losses = [trial.objective for trial in study.stages[0].trials]
+    assert tags.count("probe") == sum(loss < min(losses[:n], default=math.inf) for n, loss in enumerate(losses))
+
+
+def test_a_roll_back_before_the_probe_began_is_one_of_its_replay_too(tmp_path: Path) -> None:
+    study = run(tmp_path, overfitting(), **OVERFITS)
+    study.record = replace(study.record, roll_backs=("nan",))
+    assert study.exact
+    (stage,) = study.record.stages
+    study.record = replace(study.record, stages=(replace(stage, start=3),))
+    assert "rolled back" in study.exact_reason
 
 
 def test_without_validation_there_is_nothing_to_compare(tmp_path: Path) -> None:
@@ -199,6 +225,20 @@ def test_a_run_that_dies_beside_an_event_ends_the_same(
     assert again.name == "run"
     assert story(again) == story(whole)
     assert (again.early, again.record.plain_loss) == (whole.early, whole.record.plain_loss)
+
+
+def test_killed_after_an_average_was_taken_the_runs_own_loss_is_still_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"strategy": Scripted(rates=(0.1,), length=20), "average": True}
+    whole = run(tmp_path / "whole", **settings)
+    assert whole.average is not None
+    monkeypatch.setattr(CheckpointStore, "tag", lambda *given: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", **settings)
+    monkeypatch.undo()
+    again = run(tmp_path / "broken", **settings)
+    assert (again.average, again.record.plain_loss) == (whole.average, whole.record.plain_loss)
 
 
 def test_a_state_that_is_damaged_leaves_the_run_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

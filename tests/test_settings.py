@@ -11,6 +11,7 @@ from tuned_loops import SPACE
 
 from autolrs.curves.exponential import Exponential
 from autolrs.errors import SettingError, UnknownNameError
+from autolrs.records import from_json, to_json
 from autolrs.settings import bytes_of, changes, digest, settings_of, strategy_from
 from autolrs.strategies.autolrs import AutoLRS
 from autolrs.strategies.horizon import Horizon
@@ -55,6 +56,15 @@ def test_the_same_settings_have_the_same_digest_and_no_changes() -> None:
     assert digest(again) == digest(SETTINGS)
     assert changes(SETTINGS, again) == ""
     assert changes(SETTINGS, replace(SETTINGS, checkpoint_every=7)) == ""  # changes no result
+
+
+@pytest.mark.parametrize("name", ["restore_best", "rescue"])
+def test_a_setting_that_came_later_changes_the_digest_only_where_it_is_not_its_default(name: str) -> None:
+    older = {key: value for key, value in to_json(SETTINGS).items() if key != name}
+    assert from_json(older) == SETTINGS
+    other = replace(SETTINGS, **{name: False})
+    assert digest(other) != digest(SETTINGS)
+    assert name in changes(SETTINGS, other)
 
 
 def test_what_differs_is_named() -> None:

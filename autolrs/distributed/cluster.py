@@ -17,7 +17,7 @@ from autolrs.errors import SettingError, UnsupportedError
 log = logging.getLogger("autolrs")
 
 STORE_SHARE: Final = 2.2
-"""Copies of the training state that Ray's object store holds at most: the last one, and the one that replaces it."""
+"""Copies of the training state that Ray's object store holds at most: the last one, and one that is on its way."""
 
 
 @dataclass(frozen=True)

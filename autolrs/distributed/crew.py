@@ -24,6 +24,7 @@ from autolrs.distributed.states import KeptState, key_of
 from autolrs.errors import IdentityError, StoppedError
 from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, Started, Train, Wait
 from autolrs.samplers import warm_up
+from autolrs.snapshot import Tree
 from autolrs.storage import StudyStore
 
 log = logging.getLogger("autolrs")
@@ -244,7 +245,8 @@ class Crew:
 
     def _hear(self, member: Member, report: Report) -> Ended | None:
         """Store what a worker did: the checkpoint first, then what it led to."""
-        self._deaths.pop(_named(member.task), None)
+        if report.want not in (Want.state, Want.before, Want.probe):  # else it is in the middle of its task
+            self._deaths.pop(_named(member.task), None)
         data, member.brought = member.brought, None
         if report.step is not None:
             self._director.save(report.step, Encoded(memoryview(data)))
@@ -259,14 +261,17 @@ class Crew:
             self._state = KeptState(key_of(self._director.record), member.blob, data)
             if first:
                 self._state.check_size()
+        member.blob = None  # a probe's state is on disk by now
         if not (report.ended or isinstance(member.task, Probe)):
             member.at = key_of(self._director.record) if member.task is not None else member.at
         if report.want is Want.order:
             member.rest()
         elif report.want is Want.state:
             self._answer(member, hand_over=True)
+        elif report.want is Want.before:
+            self._answer(member, state=self._put(self._director.load(before=True)))
         elif report.want is Want.probe:
-            self._answer(member, state=self._best_probe(report.loss))
+            self._answer(member, state=self._put(self._director.load_probe(report.loss)))
         elif report.ended is None:
             self._answer(member)
         return self._over(member, report.ended) if report.ended else None
@@ -341,12 +346,11 @@ class Crew:
         lead = self._lead or first
         return lead if lead.idle else None
 
-    def _best_probe(self, loss: float) -> Any:
-        """A reference to the state at the end of the best probe, if it ended below `loss`."""
+    def _put(self, tree: Tree | None) -> Any:
+        """A reference to a state in the object store, for one worker."""
         import numpy as np
         import ray
 
-        tree = self._director.load_probe(loss)
         if tree is None:
             return None
         return ray.put(np.frombuffer(encode(tree, allow_pickle=self._allow_pickle), np.uint8))

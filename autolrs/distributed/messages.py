@@ -57,6 +57,7 @@ class Want(Enum):
 
     order = auto()
     state = auto()  # the checkpoint of the record's kept step
+    before = auto()  # the one before that
     probe = auto()  # that of the best probe's end, if it ended below a loss
     nothing = auto()  # but that the driver has stored what it was told
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autolrs.codec import decode, encode
-from autolrs.director import beaten, lowest
+from autolrs.director import better
 from autolrs.distributed.messages import Order, Report, Setup, Want
 from autolrs.engine import apply, before_batch, replay, roll_back
 from autolrs.records import Curve, Event, Finished, Instruction, Issued, Probe, Record, RolledBack
@@ -71,8 +71,8 @@ class RemoteDirector:
         with rng_preserved():
             return self._strategy.prune(before_batch(self.record, probe.number, self._batch), probe, curve)
 
-    def diverged(self, at: int, reason: str) -> RolledBack:
-        return roll_back(self.record, at, reason)
+    def diverged(self, at: int, reason: str, *, to: int | None = None, finite: bool = False) -> RolledBack:
+        return roll_back(self.record, at, reason, to=to, finite=finite)
 
     def progress(self, instruction: Instruction, done: int, loss: float) -> str:
         """The driver looks for itself (`messages.Pulse`)."""
@@ -87,19 +87,17 @@ class RemoteDirector:
     def keep_final(self) -> None:
         self._final = True
 
-    def load(self) -> Tree:
-        _, state = self._exchange(Want.state)
+    def load(self, *, before: bool = False) -> Tree:
+        _, state = self._exchange(Want.before if before else Want.state)
         return self._decoded(state)
 
     def save_probe(self, probe: Probe, loss: float, tree: Tree) -> None:
-        if loss >= lowest(self.record):  # as far as this worker knows
-            return
         if self._state is not None:
             self._exchange(Want.nothing)
         self._probe, self._state = (probe, loss), encode(tree, allow_pickle=self._allow_pickle)
 
     def load_probe(self, loss: float) -> Tree | None:
-        if not beaten(self.record, loss):
+        if better(self.record, loss) is None:
             return None
         _, state = self._exchange(Want.probe, loss=loss)
         return None if state is None else decode(memoryview(state), allow_pickle=self._allow_pickle, alias=True)
