@@ -79,14 +79,19 @@ class KeptLosses:
         if self._every < 2 * READ or not (begins or (self._levels and step % self._every == 0)):
             return ""
         level = mean_of([*self._tail, *losses][-(READ if begins else self._window) :])
-        if broken(self._levels, level):
-            return f"mean loss {level:.4g} before step {step}, {min(self._levels):.4g} earlier"
+        if why := self._wrong(level, step):
+            return why
         self._levels.append(level)
         return ""
 
-    def look_broken(self, losses: Sequence[float]) -> bool:
-        """Whether `losses` are those of a broken run."""
-        return broken(self._levels, mean_of(losses))
+    def judge(self, losses: Sequence[float], step: int) -> str:
+        """What is wrong with `losses`, if they are as many as a level is of: fewer may be but a spike."""
+        return self._wrong(mean_of(losses[-self._window :]), step) if len(losses) >= max(self._window, READ) else ""
+
+    def _wrong(self, level: float, step: int) -> str:
+        if not broken(self._levels, level):
+            return ""
+        return f"mean loss {level:.4g} before step {step}, {min(self._levels):.4g} earlier"
 
     def tree(self) -> dict[str, Any]:
         """As a part of a checkpoint."""

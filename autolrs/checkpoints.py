@@ -211,7 +211,7 @@ class CheckpointStore:
         self._keep_only(lambda entry: bool(entry.tag) or entry.step in wanted)
 
     def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of later kept steps: training went back to `step`."""
+        """Remove the checkpoints of later kept steps, tagged ones too: training went back to `step`."""
         self._keep_only(lambda entry: entry.step <= step)
 
     def remove(self, tag: str) -> None:

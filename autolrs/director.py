@@ -54,6 +54,8 @@ class Checkpoints(Protocol):
 
     def remove(self, tag: str) -> None: ...
 
+    def forget_after(self, step: int) -> None: ...
+
 
 class Store(Protocol):
     """Where a study lives: `storage.StudyStore`, or a double of it."""
@@ -89,6 +91,8 @@ class Directing(Protocol):
     def keep_final(self) -> None: ...
 
     def load(self, *, before: bool = False) -> Tree: ...
+
+    def forget_later(self) -> None: ...
 
     def save_probe(self, probe: Probe, loss: float, tree: Tree) -> None: ...
 
@@ -174,8 +178,8 @@ class Director:
 
     def keep_final(self) -> None:
         """Keep the checkpoint of the last step for good; it is chosen."""
-        self._store.checkpoints.tag(self.record.kept_steps, "final")
         self._store.checkpoints.remove(PROBE)
+        self._store.checkpoints.tag(self.record.kept_steps, "final")
 
     def load(self, *, before: bool = False) -> Tree:
         """The checkpoint of the record's kept step; if it is damaged, the one before, to which the record goes back.
@@ -183,9 +187,8 @@ class Director:
         Args:
             before: the one before that, if there is one, for a roll-back to it.
         """
-        earlier = [step for step in self._store.checkpoints.steps if step < self.record.kept_steps]
-        if before and earlier:
-            return self._store.checkpoints.load(earlier[-1])
+        if before and (tree := self._earlier()) is not None:
+            return tree
         step, tree, damaged = self._store.checkpoints.latest(self.record.kept_steps)
         for message in damaged:
             log.warning("%s Going on from step %d.", message, step)
@@ -194,6 +197,22 @@ class Director:
         if tree["cause"] is not None and tree["roll_backs"] == len(self.record.roll_backs):
             self.tell(from_json(tree["cause"]))  # a kill came between the roll-back's checkpoint and its record
         return tree
+
+    def _earlier(self) -> Tree | None:
+        """The last good checkpoint before that of the record's kept step, if it says of which step it is."""
+        for step in reversed([step for step in self._store.checkpoints.steps if step < self.record.kept_steps]):
+            try:
+                tree = self._store.checkpoints.load(step)
+            except CheckpointError as error:
+                log.warning("%s", error)
+                continue
+            if "step" in tree:
+                return tree
+        return None
+
+    def forget_later(self) -> None:
+        """Training went back: remove the checkpoints of later steps."""
+        self._store.checkpoints.forget_after(self.record.kept_steps)
 
     def save_probe(self, probe: Probe, loss: float, tree: Tree | Encoded) -> None:
         """Keep the state at a probe's end, where its validation loss is `loss`, if none ended lower before."""

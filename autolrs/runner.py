@@ -145,8 +145,8 @@ class Runner:
         if segment is not None and isinstance(segment.instruction, Train):
             self._take()
             if segment.losses and all(map(math.isfinite, segment.losses)):
-                if self._may_rescue and self._losses.look_broken(segment.losses[-READ:]):
-                    self._rescue(segment, f"losses before step {segment.now} are a broken run's")
+                if (broke := self._losses.judge(segment.losses, segment.now)) and self._may_rescue:
+                    self._rescue(segment, broke)
                 else:
                     self._average(segment)
                     self._end_stretch(segment)
@@ -423,12 +423,12 @@ class Runner:
         return record.settings.rescue and record.breaks < BREAKS
 
     def _rescue(self, segment: _Segment, reason: str) -> None:
-        """Roll back a run that broke with a finite loss; the second time further, for the last checkpoint may be of a
-        run that was about to break."""
+        """Roll back a run that broke with a finite loss; the second time, if there is no new checkpoint, to the one
+        before, for the last one may be of a run that was about to break."""
         record = self._director.record
         again = record.breaks > 0 and record.back_to == record.kept_steps
         tree = self._director.load(before=again)
-        to = tree.get("step", self._director.record.kept_steps)
+        to = tree.get("step", self._director.record.kept_steps)  # an older version's has none, and is not of before
         self._go_back(tree, self._director.diverged(segment.now, reason, to=to, finite=True))
 
     def _go_back(self, tree: Tree, event: RolledBack) -> None:
@@ -436,6 +436,7 @@ class Runner:
         self._segment = None
         self._save(event.to, event)
         self._director.tell(event)
+        self._director.forget_later()
 
     def _curve(self, segment: _Segment) -> Curve:
         stage = self._director.record.stage

@@ -26,7 +26,7 @@ class Cost:
     """What a run has cost so far, in optimizer updates unless said otherwise.
 
     Attributes:
-        kept_steps: updates of the final trajectory.
+        kept_steps: updates of the kept run.
         probe_steps: updates of probes, adopted ones included.
         adopted_steps: probe updates that became kept ones.
         discarded_steps: kept updates thrown away by a roll-back.

@@ -271,6 +271,10 @@ class MemoryCheckpoints:
     def load(self, key: int | str) -> Tree:
         return clone(self.trees[key] if isinstance(key, int) else self.tagged[key])
 
+    def forget_after(self, step: int) -> None:
+        for later in [known for known in self.trees if known > step]:
+            del self.trees[later]
+
     def remove(self, tag: str) -> None:
         self.tagged.pop(tag, None)
 

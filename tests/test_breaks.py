@@ -6,12 +6,14 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loops import MemoryStore, Scripted, record_of, schedule_of, session_of, simple
+from tuned_loops import loop, run
 
 from autolrs.breaks import FEWEST, KeptLosses, broken
 from autolrs.errors import DivergedError, StoppedError
@@ -172,9 +174,36 @@ def test_losses_near_the_largest_number_are_no_error() -> None:
         losses.extend([2.0 if step < 100 else 1e-3] * 100)
         assert losses.watch([], step) == ""
     assert "mean loss 1.5e+308" in losses.watch([1.5e308] * 100, 500)
-    assert losses.look_broken([1.5e308] * 16)
+    assert "mean loss 1.5e+308" in losses.judge([1.5e308] * 60, 460)
     losses.extend([1.5e308] * 100)
     assert losses.mean == pytest.approx(1.5e308)
+
+
+def test_a_spike_before_a_stop_is_no_break() -> None:
+    losses = KeptLosses(1000, 100)
+    losses.extend([2.0] * 16)
+    assert losses.watch([], 16) == ""
+    for step in range(100, 800, 100):
+        losses.extend([0.01] * 100)
+        assert losses.watch([], step) == ""
+    assert losses.judge([0.01] * 3 + [9.0] * 3, 706) == ""
+    assert losses.judge([0.01] * 20 + [9.0] * 20, 740) == ""
+    assert losses.judge([0.01] * 20 + [1.0] * 50, 770) != ""
+
+
+def test_a_damaged_checkpoint_is_passed_over_the_second_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def breaks(session: Session, loss: torch.Tensor) -> None:
+        step, seen = session.step, session.state.setdefault("seen", 0)
+        if step == 239 and not seen:
+            (tmp_path / "run" / "checkpoints" / "step-00000160.safetensors").write_bytes(b"gone")
+        loss.data.fill_(0.9 if step >= 210 and session.lr > 6e-4 else 0.05 + 2.0 ** (-step / 10))
+
+    study = run(tmp_path, loop(each=breaks), search_budget=0, steps=400, checkpoint_every=40)
+    assert study.finished
+    assert study.record.breaks == 2
+    assert "step-00000160" in caplog.text
+    kept = [part.stop for part in study.record.kept]
+    assert kept == list(range(40, 401, 40))
 
 
 def test_without_a_beginning_there_are_no_levels() -> None:
@@ -184,7 +213,7 @@ def test_without_a_beginning_there_are_no_levels() -> None:
         losses.extend([1.0 / step] * 100)
         assert losses.watch([], step) == ""
     assert losses.watch([1.0] * 100, 1000) == ""
-    assert not losses.look_broken([9.0])
+    assert losses.judge([9.0] * 100, 1000) == ""
 
 
 @pytest.mark.parametrize("stop", [3, 15, 16, 90, 279, 285, 300, 319, 320, 330, 400])

@@ -77,6 +77,9 @@ class FakeStore:
     def steps(self):
         return tuple(sorted(step for step in self.saved if isinstance(step, int)))
 
+    def forget_after(self, step):
+        self.saved = {key: tree for key, tree in self.saved.items() if isinstance(key, str) or key <= step}
+
     def remove(self, tag):
         self.said.append(("remove", tag))
 
@@ -264,7 +267,7 @@ def test_a_checkpoint_leaves_the_one_before_it():
     director, store = started()
     director.save(20, TREE)
     director.keep_final()
-    assert store.said == [("save", 20, 2), ("tag", 0, "final"), ("remove", "probe")]
+    assert store.said == [("save", 20, 2), ("remove", "probe"), ("tag", 0, "final")]
 
 
 def whole(director, loss, **changes):
@@ -349,12 +352,16 @@ def test_nothing_is_kept_without_validation_or_if_it_is_not_wanted(restore_best)
 def test_before_the_last_checkpoint_is_the_one_before():
     director, store = started()
     _trained(director)
-    store.saved = {20: TREE | {"at": 20}, 40: TREE | {"at": 40}, 60: TREE | {"at": 60}}
+    store.saved = {step: TREE | {"step": step} for step in (0, 20, 40, 60)}
     told = len(store.said)
-    assert director.load(before=True)["at"] == 20
-    del store.saved[20]
-    assert director.load(before=True)["at"] == 40  # there is none
+    assert director.load(before=True)["step"] == 20
+    del store.saved[20]["step"]  # an older version's
+    assert director.load(before=True)["step"] == 0
+    del store.saved[0]
+    assert director.load(before=True)["step"] == 40  # there is none
     assert len(store.said) == told
+    director.forget_later()
+    assert sorted(store.saved) == [20, 40]
 
 
 def _trained(director):

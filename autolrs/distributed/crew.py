@@ -22,7 +22,7 @@ from autolrs.distributed.messages import Ended, Order, Report, Setup, Want
 from autolrs.distributed.shipping import Shipped, pack, unpack_error
 from autolrs.distributed.states import KeptState, key_of
 from autolrs.errors import IdentityError, StoppedError
-from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, Started, Train, Wait
+from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, RolledBack, Started, Train, Wait
 from autolrs.samplers import warm_up
 from autolrs.snapshot import Tree
 from autolrs.storage import StudyStore
@@ -289,6 +289,8 @@ class Crew:
         if isinstance(event, Probed) and isinstance(member.task, Probe) and 0 < member.task.keep <= event.steps:
             member.held.add(event.number)
         self._director.tell(event)
+        if isinstance(event, RolledBack):
+            self._director.forget_later()
 
     def _over(self, member: Member, ended: Ended) -> Ended:
         self._remove(member)

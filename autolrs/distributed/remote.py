@@ -91,6 +91,9 @@ class RemoteDirector:
         _, state = self._exchange(Want.before if before else Want.state)
         return self._decoded(state)
 
+    def forget_later(self) -> None:
+        """The driver does, when it hears of the roll-back."""
+
     def save_probe(self, probe: Probe, loss: float, tree: Tree) -> None:
         if self._state is not None:
             self._exchange(Want.nothing)
