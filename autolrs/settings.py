@@ -86,7 +86,7 @@ def settings_of(
         strategy=strategy.name,
         options=_plain_options(strategy),
         curve_model=curve_model,
-        checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 50)),
+        checkpoint_every=checkpoint_every or max(100, math.ceil(steps / 32)),
         average=average,
         restore_best=restore_best,
         rescue=rescue,

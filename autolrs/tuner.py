@@ -88,7 +88,7 @@ def tune(
         name: of the study; None: the function's name and 8 hex digits of the settings that identify it.
         checkpoint_dir: where checkpoints go: a folder, or a URI of an object store (s3://bucket/runs, gs://...); None:
             beside the journal.
-        checkpoint_every: kept steps between checkpoints; None: max(100, steps / 50).
+        checkpoint_every: kept steps between checkpoints; None: max(100, steps / 32).
         replay_memory: bytes of recorded batches at most, as a number or like "1GiB".
         max_seconds: stop, resumable, after this wall time.
         average: keep two averages of the weights as they train, and let the better one be the final weights if it

@@ -1,6 +1,6 @@
 """How often `autolrs.breaks` calls a real training run broken -> stdout. Run: python -m benchmarks breaks
 
-As if each curve were a run with 50 checkpoints; nothing is rolled back. A rate is good where the run ends within a
+As if each curve were a run with 32 checkpoints; nothing is rolled back. A rate is good where the run ends within a
 tenth of the progress of the best run of its group, curves with the same start.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from autolrs.breaks import broken
 from benchmarks.windows import Run, curves_folder, read_runs
 
-CHECKPOINTS: Final = 50
+CHECKPOINTS: Final = 32
 FEWEST: Final = 100
 """Points that a curve must have."""
 GOOD: Final = 0.1
