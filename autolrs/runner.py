@@ -88,9 +88,7 @@ class Runner:
         self._stage: Snapshot | None = None
         self._candidates: dict[int, tuple[Snapshot, list[float], list[float]]] = {}
         self._astray = False  # the live state is a probe's
-        self._choice: Tree | None = (
-            None  # of final weights other than the last step's; which probe's, and the run's loss
-        )
+        self._choice: Tree | None = None  # made at the end: which probe's state, if one's; the run's own loss
         settings = director.record.settings
         self._losses = KeptLosses(settings.steps, settings.checkpoint_every or settings.steps)
         self._begin()

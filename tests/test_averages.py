@@ -14,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loops import Scripted
 from torch import nn
-from tuned_loops import SEARCH, Body, build, loop, plain, run, update, validation_loss
+from tuned_loops import (
+    SEARCH,
+    Body,
+    Killed,
+    build,
+    dying_beside,
+    loop,
+    plain,
+    run,
+    stop_at,
+    update,
+    validation_loss,
+)
 
 import autolrs
 from autolrs.averages import EVERY, POWERS, Averages
@@ -193,17 +205,6 @@ def test_it_changes_nothing_before_the_end_and_nothing_where_it_is_no_better(tmp
     assert without.record.plain_loss is None
 
 
-def stop_at(number: int) -> Body:
-    left = [number]
-
-    def each(session: Session, loss: torch.Tensor) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            session.halt("test")
-
-    return each
-
-
 @pytest.mark.parametrize("updates", [5, 12, 25, 41, 52, 70, 79])
 def test_a_run_that_was_stopped_anywhere_ends_the_same(tmp_path: Path, updates: int) -> None:
     whole = run(tmp_path / "whole", **NOISY)
@@ -214,26 +215,13 @@ def test_a_run_that_was_stopped_anywhere_ends_the_same(tmp_path: Path, updates: 
     assert (again.result, again.final_loss, again.average) == (whole.result, whole.final_loss, whole.average)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("kind", [Probed, Trained, Finished])
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_run_that_dies_beside_an_event_ends_the_same(
     tmp_path: Path, kind: type, stored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole", **NOISY)
-    append = StudyStore.append
-
-    def dying(store: Any, event: Any) -> None:
-        if type(event) is kind:
-            if stored:
-                append(store, event)
-            raise Killed
-        append(store, event)
-
-    monkeypatch.setattr(StudyStore, "append", dying)
+    monkeypatch.setattr(StudyStore, "append", dying_beside(kind, stored=stored))
     with pytest.raises(Killed):
         run(tmp_path / "broken", **NOISY)
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from ray_loops import local_ray, run_on_ray, story
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from tuned_loops import Body, build, data, loop, run, update
+from tuned_loops import Body, Killed, build, data, dying_beside, loop, run, stop_at, update
 
 import autolrs
 from autolrs.checkpoints import CheckpointStore
@@ -179,17 +179,6 @@ def test_a_loss_that_is_not_finite_at_the_end_is_worse_than_any_probes(tmp_path:
     assert study.final_loss == study.early.objective
 
 
-def stop_at(number: int) -> Body:
-    left = [number]
-
-    def each(session: Session, loss: torch.Tensor) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            session.halt("test")
-
-    return each
-
-
 @pytest.mark.parametrize("updates", [5, 17, 31, 44, 60, 120, 190])
 def test_a_run_that_was_stopped_anywhere_ends_the_same(tmp_path: Path, updates: int) -> None:
     whole = run(tmp_path / "whole", overfitting(), **OVERFITS)
@@ -198,26 +187,13 @@ def test_a_run_that_was_stopped_anywhere_ends_the_same(tmp_path: Path, updates: 
     assert story(run(tmp_path / "broken", overfitting(), **OVERFITS)) == story(whole)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("kind", [Probed, Trained, Finished])
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_run_that_dies_beside_an_event_ends_the_same(
     tmp_path: Path, kind: type, stored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole", overfitting(), **OVERFITS)
-    append = StudyStore.append
-
-    def dying(store: Any, event: Any) -> None:
-        if type(event) is kind:
-            if stored:
-                append(store, event)
-            raise Killed
-        append(store, event)
-
-    monkeypatch.setattr(StudyStore, "append", dying)
+    monkeypatch.setattr(StudyStore, "append", dying_beside(kind, stored=stored))
     with pytest.raises(Killed):
         run(tmp_path / "broken", overfitting(), **OVERFITS)
     monkeypatch.undo()

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from autolrs import Session, Study, tune
 from autolrs.schedules import Schedule
 from autolrs.space import SearchSpace
+from autolrs.storage import StudyStore
 
 SEARCH = Scripted(rates=(3e-3, 1e-2, 1e-3), length=10, keep=6)
 SPACE = SearchSpace("toy", (1e-4, 1e-1), initial=3e-3, schedule="wsd", warmup=0.05)
@@ -123,6 +124,39 @@ SMALL: dict[str, Any] = {
 def run(storage: Path, train: Callable[[Session], Any] | None = None, **settings: Any) -> Study:
     """A small run in `storage`."""
     return tune(train or loop(), storage=str(storage), **(SMALL | settings))
+
+
+# Runs that are broken off in this process
+
+
+def stop_at(number: int) -> Body:
+    """Asks to stop at the update of that number, counted from 1, probes' included."""
+    left = [number]
+
+    def each(session: Session, loss: Tensor) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            session.halt("test")
+
+    return each
+
+
+class Killed(BaseException):
+    """As sudden as a kill, as far as the run is concerned."""
+
+
+def dying_beside(kind: type, *, stored: bool) -> Callable[[StudyStore, Any], None]:
+    """A `StudyStore.append` that dies at the first event of a kind, before or after it is stored."""
+    append = StudyStore.append
+
+    def dying(store: StudyStore, event: Any) -> None:
+        if type(event) is kind:
+            if stored:
+                append(store, event)
+            raise Killed
+        append(store, event)
+
+    return dying
 
 
 # Other processes

@@ -20,7 +20,7 @@ from autolrs.distributed.cluster import RayExecutor, connected
 from autolrs.distributed.members import Member, hire
 from autolrs.distributed.messages import Ended, Order, Report, Setup, Want
 from autolrs.distributed.shipping import Shipped, pack, unpack_error
-from autolrs.distributed.states import KeptState, key_of
+from autolrs.distributed.states import KeptState, key_of, share
 from autolrs.errors import IdentityError, StoppedError
 from autolrs.records import Event, Instruction, Issued, Lost, Open, Probe, Probed, RolledBack, Started, Train, Wait
 from autolrs.samplers import warm_up
@@ -350,12 +350,7 @@ class Crew:
 
     def _put(self, tree: Tree | None) -> Any:
         """A reference to a state in the object store, for one worker."""
-        import numpy as np
-        import ray
-
-        if tree is None:
-            return None
-        return ray.put(np.frombuffer(encode(tree, allow_pickle=self._allow_pickle), np.uint8))
+        return None if tree is None else share(encode(tree, allow_pickle=self._allow_pickle))
 
     def _answer(self, member: Member, *, hand_over: bool = False, state: Any = None) -> None:
         """Send a worker its task and what has happened; with `hand_over`, the kept state to start from."""

@@ -30,10 +30,9 @@ class KeptState:
     @classmethod
     def put(cls, key: Key, data: bytearray) -> KeptState:
         """Put a state from disk there."""
-        import numpy as np
         import ray
 
-        ref = ray.put(np.frombuffer(data, np.uint8))
+        ref = share(data)
         return cls(key, ref, ray.get(ref))
 
     def check_size(self) -> None:
@@ -54,6 +53,14 @@ class KeptState:
         start = time.perf_counter()
         sample = self.data[:SAMPLE].copy()
         return (time.perf_counter() - start) * len(self.data) / max(1, len(sample))
+
+
+def share(data: bytearray) -> Any:
+    """A reference to the bytes in the object store."""
+    import numpy as np
+    import ray
+
+    return ray.put(np.frombuffer(data, np.uint8))
 
 
 def key_of(record: Record) -> Key:
