@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -104,6 +105,9 @@ class Director:
 
     Everything that could draw random numbers runs with the global generators put back afterwards, so that being
     tuned does not change the numbers that the user's loop draws.
+
+    Attributes:
+        guard: puts them back, around each step; whoever does so around many may let it do nothing.
     """
 
     def __init__(
@@ -123,10 +127,11 @@ class Director:
         self._deadline = deadline
         self._began = self._last_beat = time.monotonic()
         self._events = events  # stored so far
+        self.guard: Callable[[], AbstractContextManager[None]] = rng_preserved
 
     def next(self, *, in_flight: Collection[int] = frozenset(), batch: int = 0) -> Instruction:
         """What to do now, see `engine.decide`; decisions are stored on the way."""
-        with rng_preserved():
+        with self.guard():
             while isinstance(
                 instruction := decide(self.record, self._strategy, in_flight=in_flight, batch=batch), Decide
             ):
@@ -139,7 +144,7 @@ class Director:
 
     def tell(self, event: Event) -> None:
         """Store an event, then let it change the record, then tell the callbacks."""
-        with rng_preserved():
+        with self.guard():
             self._tell(event)
 
     def mute(self) -> None:
@@ -148,7 +153,7 @@ class Director:
 
     def prune(self, probe: Probe, curve: Curve) -> str:
         """Why a running probe should stop; "" to go on."""
-        with rng_preserved():
+        with self.guard():
             return self._strategy.prune(self.record, probe, curve)
 
     def diverged(self, at: int, reason: str, *, to: int | None = None, finite: bool = False) -> RolledBack:
@@ -167,7 +172,7 @@ class Director:
             lost = done if running is None else running
             self._store.heartbeat({"events": self._events, "running": lost, "seconds": now - self._began})
         if self._callbacks:
-            with rng_preserved():
+            with self.guard():
                 for callback in self._callbacks:
                     callback.on_progress(self.record, instruction, done, loss)
         return "max_seconds is over" if self._deadline and now > self._deadline else ""

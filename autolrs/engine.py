@@ -224,8 +224,9 @@ def _opened(record: Record, event: Opened) -> Record:
 def _issued(record: Record, event: Issued) -> Record:
     stage = _searched(record, event, event.stage)
     trial = Trial(event.stage, event.number, event.rate, event.length, momentum=event.momentum, whole=event.whole)
+    before = next(iter(stage.trials[event.number : event.number + 1]), None)
     # Issued again after a crash; by an older version, which knew no `whole`, before it.
-    if trial in stage.trials or (event.whole and replace(trial, whole=False) in stage.trials):
+    if before in (trial, replace(trial, whole=False)):
         trials = (*stage.trials[: trial.number], trial, *stage.trials[trial.number + 1 :])
         return _with_stage(record, replace(stage, trials=trials))
     _expect(event.number == len(stage.trials) and record.kept_steps == stage.start, record, event)

@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, cast
@@ -70,6 +70,8 @@ class StudyStore:
         self._progress = folder / PROGRESS
         self._last_progress = 0.0
         self._events = self._read_events()
+        self._stored = len(self._events)  # the rest waits, see `lagging`
+        self._lagging = False
         self._mirror: Mirror | None = None
 
     @classmethod
@@ -210,6 +212,42 @@ class StudyStore:
             StudyLockedError: the study was taken over, or opened for reading only.
             CheckpointError: it cannot be written; the events before it are intact.
         """
+        self._events.append(event)
+        if not self._lagging:
+            self.flush()
+
+    @contextmanager
+    def lagging(self) -> Iterator[None]:
+        """Context at whose end events are stored, by when others can be at work; it waits for the disk once.
+
+        Until then `flush` stores them. After an exception they are stored as well.
+
+        Raises:
+            StudyLockedError: see `append`.
+            CheckpointError: see `append`.
+        """
+        self._lagging = True
+        try:
+            yield
+        finally:
+            self._lagging = False
+            with self._backend.lagging():
+                self.flush()
+
+    def flush(self) -> None:
+        """Store now what waits within `lagging`, before something is done that must come after it."""
+        try:
+            for position in range(self._stored, len(self._events)):
+                self._store(position, self._events[position])
+                self._stored += 1
+        except BaseException:
+            del self._events[self._stored :]
+            with suppress(Exception):  # what failed may be there none the less
+                self._events = self._read_events()
+                self._stored = len(self._events)
+            raise
+
+    def _store(self, position: int, event: Event) -> None:
         if self._mirror is None:
             self._mirror = self._new_mirror()
         self._check()
@@ -217,21 +255,9 @@ class StudyStore:
             hold = self._backend.unsynced
         else:  # Optuna needs a new trial's line in the journal at once.
             hold = nullcontext if self._mirror.creates(event) else self._backend.hold
-        try:
-            with using(self.location), hold():
-                position = len(self._events)
-                self._backend.storage.set_study_user_attr(self._study_id, _EVENT % position, to_json(event))
-                self._mirror.apply(position, event)
-            self._events.append(event)
-        except BaseException:
-            with suppress(Exception):
-                self._events = self._read_events()
-            raise
-
-    def lagging(self) -> AbstractContextManager[None]:
-        """Context in which events outlive a kill at once, and a power cut only when it is left: it waits for the disk
-        at its end, once, by when others can be at work."""
-        return self._backend.lagging()
+        with using(self.location), hold():
+            self._backend.storage.set_study_user_attr(self._study_id, _EVENT % position, to_json(event))
+            self._mirror.apply(position, event)
 
     def heartbeat(self, payload: Mapping[str, Any]) -> None:
         """Say that the run is alive and where it is; cheap, for it does nothing within a second of the last.

@@ -319,7 +319,7 @@ def test_max_seconds_stops_resumable_and_the_run_goes_on_to_the_same_end(tmp_pat
     assert study.cost.lost_steps == 0
 
 
-def test_the_driver_waits_for_the_disk_once_a_probe_and_while_the_worker_is_at_work(
+def test_what_a_worker_told_is_stored_while_it_is_at_work_again_and_the_disk_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append, wait, send = journal._append, journal.sync, Member.send
@@ -335,7 +335,7 @@ def test_the_driver_waits_for_the_disk_once_a_probe_and_while_the_worker_is_at_w
     run_on_ray(tmp_path)
     orders = [number for number, what in enumerate(told) if what == "order"]
     between = [told[a + 1 : b] for a, b in pairwise(orders[2:6])]  # after the beginning, and the stage's: three probes
-    assert between == [["waits", "event", "event", "event"]] * 2 + [["waits", "event", "event"]]
+    assert between == [["event", "event", "event", "waits"]] * 3
 
 
 # Before anything is paid

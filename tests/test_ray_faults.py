@@ -385,9 +385,21 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from ray_loops import HORIZON, run_on_ray
 from tuned_loops import loop
+from autolrs.storage import StudyStore
 
 def slow(session, loss):
     time.sleep(float(os.environ["PACE"]))
+
+flush, flushes = StudyStore.flush, int(os.environ.get("FLUSHES", 10**9))
+
+def flush_or_die(store):
+    global flushes
+    flushes -= store._stored < len(store._events)
+    if flushes < 0:
+        os.kill(os.getpid(), 9)
+    flush(store)
+
+StudyStore.flush = flush_or_die
 
 study = run_on_ray(Path({storage!r}), loop(each=slow), workers=2, **HORIZON)
 Path({storage!r}, "result").write_text(repr(study.result))
@@ -428,3 +440,23 @@ def test_a_driver_is_killed_and_run_again(moment: str, tmp_path: Path, whole: An
     assert (tmp_path / "result").read_text() == repr(whole[3])
     assert workers
     assert psutil.wait_procs(workers, timeout=60)[1] == [], "the first driver's workers went with it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flushes", [2, 5])
+def test_a_driver_is_killed_when_its_orders_are_out_and_nothing_is_stored(
+    flushes: int, tmp_path: Path, whole: Any
+) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(tests=str(Path(__file__).parent), storage=str(tmp_path)))
+    environment = os.environ | {"PACE": "0"}
+    killed = subprocess.run([sys.executable, str(script)], env=environment | {"FLUSHES": str(flushes)}, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    with StudyStore.open("run", storage=tmp_path, readonly=True) as store:
+        before = store.events()
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=300)
+    study = load_study("run", str(tmp_path))
+    assert story(study)[:3] == whole[:3]
+    assert (tmp_path / "result").read_text() == repr(whole[3])
+    with StudyStore.open("run", storage=tmp_path, readonly=True) as store:
+        assert store.events()[: len(before)] == before

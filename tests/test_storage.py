@@ -175,6 +175,46 @@ def test_a_reader_follows_the_writer_and_writes_nothing(where: str | None) -> No
         assert store.events() == EVENTS[:5]
 
 
+def test_within_lagging_events_are_stored_at_its_end_or_when_flushed(where: str | None) -> None:
+    with new(where) as store, StudyStore.open("x", storage=where, readonly=True) as reader:
+        with store.lagging():
+            fill(store, EVENTS[:3])
+            assert (reader.events(), store.events()) == ((), EVENTS[:3])
+            store.flush()
+            assert reader.events() == EVENTS[:3]
+            fill(store, EVENTS[3:5])
+            assert reader.events() == EVENTS[:3]
+        assert reader.events() == EVENTS[:5]
+        with pytest.raises(KeyError), store.lagging():  # noqa: PT012
+            store.append(EVENTS[5])
+            raise KeyError
+        assert repr(reader.events()) == repr(EVENTS[:6])  # one holds a NaN
+        fill(store, EVENTS[6:])
+        assert repr(reader.events()) == repr(store.events()) == repr(EVENTS)
+        assert states(store) == [OptunaState.COMPLETE, OptunaState.PRUNED]
+
+
+def test_what_cannot_be_stored_at_the_end_of_lagging_is_not_among_the_events(
+    where: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new(where) as store:
+        real, written = store._backend.storage.set_study_user_attr, []
+
+        def full(study_id: int, key: str, value: object) -> None:
+            written.append(key)
+            if len(written) == 3:
+                raise CheckpointError("the disk is full")
+            real(study_id, key, value)
+
+        monkeypatch.setattr(store._backend.storage, "set_study_user_attr", full)
+        with pytest.raises(CheckpointError, match="full"), store.lagging():
+            fill(store)
+        assert store.events() == EVENTS[:2]
+        store.append(EVENTS[2])
+    with StudyStore.open("x", storage=where) as store:
+        assert store.events() == EVENTS[:3]
+
+
 def test_studies_that_do_not_exist(where: str | None, tmp_path: Path) -> None:
     before = list(tmp_path.iterdir())
     for options in ({"readonly": True}, {"create": False}):

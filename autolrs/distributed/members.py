@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autolrs.distributed.cluster import RayExecutor
-from autolrs.distributed.messages import Order, Pulse, Report
+from autolrs.distributed.messages import Order, Pulse, Report, from_bytes, to_bytes
 from autolrs.distributed.worker import Worker
 from autolrs.records import Instruction
 
@@ -64,7 +64,7 @@ class Member:
     def send(self, order: Order | None, state: Any = None) -> None:
         """Give an order; None: begin. `state`: reference to the state that the order starts from."""
         self.idle, self.done, self.moved = False, 0, time.monotonic()
-        self.talk, self.blob = self._talk.remote(order, state)
+        self.talk, self.blob = self._talk.remote(None if order is None else to_bytes(order), state)
 
     def dismiss(self) -> None:
         """Send it away; it reports once more, that it has left."""
@@ -76,7 +76,7 @@ class Member:
         """The report that is there; its state, if one comes with it, is then in `brought`."""
         import ray
 
-        report: Report = ray.get(self.talk)
+        report: Report = from_bytes(ray.get(self.talk))
         self.brought = None if report.step is None and report.probe is None else ray.get(self.blob)
         self.moved = time.monotonic()
         return report

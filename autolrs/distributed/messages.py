@@ -4,10 +4,12 @@
     driver ◀──Report, state── worker: this happened, and now I want my next order (or a state, or nothing)
 
 A state is a checkpoint as raw bytes, beside the message, so that Ray keeps it out of band in its object store.
+Messages go as bytes, too: Ray pickles by way of cloudpickle, which takes a fifth of the time of an exchange.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -108,3 +110,12 @@ class Pulse:
     talks: int
     done: int
     loss: float
+
+
+def to_bytes(message: Order | Report) -> bytes:
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+
+
+def from_bytes(data: bytes) -> Any:
+    """The `Order` or `Report` of those bytes, which come from a process of the same run."""
+    return pickle.loads(data)

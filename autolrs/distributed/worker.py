@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
-from autolrs.distributed.messages import Ended, Order, Pulse, Report, Setup, Want
+from autolrs.distributed.messages import Ended, Order, Pulse, Report, Setup, Want, from_bytes, to_bytes
 
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -38,14 +38,15 @@ class Worker:
         self._session: Any = None
         self._director: Any = None
 
-    def talk(self, order: Order | None, state: Any) -> tuple[Report, Any]:
-        """Obey, and report; without an order, begin."""
+    def talk(self, order: bytes | None, state: Any) -> tuple[bytes, Any]:
+        """Obey, and report (see `messages`); without an order, begin."""
         self._talks += 1
         if order is None:
             threading.Thread(target=self._work, name="autolrs", daemon=True).start()
         else:
-            self._orders.put((order, state))
-        return self._reports.get()
+            self._orders.put((from_bytes(order), state))
+        report, state = self._reports.get()
+        return to_bytes(report), state
 
     def pulse(self) -> Pulse:
         """Where the work is. Answers while the work goes on."""
@@ -91,7 +92,8 @@ class Worker:
         setup: Setup = cloudpickle.loads(self._setup)
         torch.set_num_threads(setup.threads)
         torch.set_default_dtype(getattr(torch, setup.dtype))
-        torch.use_deterministic_algorithms(setup.deterministic)
+        if setup.deterministic:  # even to say no takes a second, for it imports torch's compiler
+            torch.use_deterministic_algorithms(True)
         train = setup.train.unpack()
         self._director = RemoteDirector(setup, self._ask)
         self._session = Session(self._director, args=setup.args, tuned=setup.tuned, replay_memory=setup.replay_memory)
