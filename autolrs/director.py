@@ -1,4 +1,4 @@
-"""The director: holds the record, asks the engine, and stores what happened before anyone acts on it."""
+"""The director: holds the record, asks the engine, and has the store keep what happened."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Director:
         self._callbacks = tuple(callbacks)
         self._deadline = deadline
         self._began = self._last_beat = time.monotonic()
-        self._events = events  # stored so far
+        self._events = events  # told so far
         self.guard: Callable[[], AbstractContextManager[None]] = rng_preserved
 
     def next(self, *, in_flight: Collection[int] = frozenset(), batch: int = 0) -> Instruction:
@@ -143,7 +143,7 @@ class Director:
         return None
 
     def tell(self, event: Event) -> None:
-        """Store an event, then let it change the record, then tell the callbacks."""
+        """Give an event to the store, then let it change the record, then tell the callbacks."""
         with self.guard():
             self._tell(event)
 

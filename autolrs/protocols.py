@@ -96,7 +96,11 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Decides what a stage does. Pure: everything it may use is in the record."""
+    """Decides what a stage does. Pure: everything it may use is in the record.
+
+    What it returns is made of the classes of `autolrs.records`, plain strings and numbers: it is stored as JSON, and
+    sent to workers, where a class of its own might not be found.
+    """
 
     @property
     def name(self) -> str: ...
@@ -125,7 +129,8 @@ class Callback(Protocol):
     """Is told what happens; may raise to stop the run (the study stays resumable)."""
 
     def on_event(self, record: Record, event: Event) -> None:
-        """After each event was stored; `record` is the state after it."""
+        """After each event was stored (with executor "ray" it is stored some milliseconds later); `record` is the state
+        after it."""
 
     def on_progress(self, record: Record, instruction: Instruction, done: int, loss: float) -> None:
         """About every 16 updates: `done` updates of `instruction`, mean recent training `loss`."""

@@ -199,6 +199,7 @@ class StudyStore:
         """All events so far, in order."""
         if self._owner is None:
             self._events = self._read_events()
+            self._stored = len(self._events)
         return tuple(self._events)
 
     def append(self, event: Event) -> None:
@@ -235,16 +236,21 @@ class StudyStore:
                 self.flush()
 
     def flush(self) -> None:
-        """Store now what waits within `lagging`, before something is done that must come after it."""
+        """Store now what waits within `lagging`, before something is done that must come after it.
+
+        What cannot be stored is no event any more; what an interrupt held up is stored with the next one.
+        """
         try:
             for position in range(self._stored, len(self._events)):
                 self._store(position, self._events[position])
                 self._stored += 1
-        except BaseException:
-            del self._events[self._stored :]
+        except BaseException as error:
+            told, self._events = self._events, self._events[: self._stored]
             with suppress(Exception):  # what failed may be there none the less
                 self._events = self._read_events()
                 self._stored = len(self._events)
+            if not isinstance(error, Exception):
+                self._events += told[self._stored :]
             raise
 
     def _store(self, position: int, event: Event) -> None:
@@ -289,9 +295,12 @@ class StudyStore:
 
     def close(self) -> None:
         """Give the study free. Nothing can be written afterwards."""
-        if self._owner is not None:
-            self._owner.release()
-        self._backend.close()
+        try:
+            self.flush()  # there is something only if `lagging` was interrupted
+        finally:
+            if self._owner is not None:
+                self._owner.release()
+            self._backend.close()
 
     def __enter__(self) -> StudyStore:
         return self

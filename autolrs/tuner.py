@@ -16,6 +16,7 @@ from autolrs.director import Director
 from autolrs.distributed.cluster import RayExecutor, check_installed
 from autolrs.distributed.crew import Crew
 from autolrs.distributed.shipping import ship
+from autolrs.engine import replay
 from autolrs.errors import (
     DivergedError,
     SettingError,
@@ -313,7 +314,8 @@ class _Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._signals.__exit__(None, None, None)
         if error is not None:
-            record = self.director.record
+            # Not the director's record: it is ahead where the store failed.
+            record = replay(self.director.record.settings, self.store.events())
             self.director.mute()  # whose error may it be? One is enough
             hopeless = isinstance(error, DivergedError | SettingError | UntrackableError)
             error.add_note(

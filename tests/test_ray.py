@@ -23,8 +23,8 @@ from tuned_loops import SEARCH, build, data, loop, run, update
 from autolrs import Session, journal
 from autolrs.distributed.cluster import check_store
 from autolrs.distributed.members import Member
-from autolrs.errors import IdentityError, SettingError, StoppedError, UnfinishedError
-from autolrs.records import Issued, Trained
+from autolrs.errors import CheckpointError, IdentityError, SettingError, StoppedError, UnfinishedError
+from autolrs.records import Event, Issued, Trained
 from autolrs.storage import StudyStore
 
 ROOT = Path(__file__).parents[1]
@@ -302,6 +302,24 @@ class Stops:
 def test_a_callbacks_error_comes_out_unchanged(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="enough"):
         run_on_ray(tmp_path, callbacks=[Stops()])
+
+
+def test_what_could_not_be_stored_is_not_said_to_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StudyStore._store
+
+    def full(self: StudyStore, position: int, event: Event) -> None:
+        if isinstance(event, Trained):
+            monkeypatch.setattr(StudyStore, "_store", store)
+            raise CheckpointError("no room for this")
+        store(self, position, event)
+
+    monkeypatch.setattr(StudyStore, "_store", full)
+    with pytest.raises(CheckpointError, match="no room for this") as error:
+        run_on_ray(tmp_path, **HORIZON)
+    assert "has 0 of 200 steps saved" in error.value.__notes__[0]
+    with StudyStore.open("run", storage=tmp_path, readonly=True) as reader:
+        assert not any(isinstance(event, Trained) for event in reader.events())
+    assert story(run_on_ray(tmp_path, **HORIZON)) == story(run(tmp_path / "serial", **HORIZON))
 
 
 @pytest.mark.slow

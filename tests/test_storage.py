@@ -215,6 +215,31 @@ def test_what_cannot_be_stored_at_the_end_of_lagging_is_not_among_the_events(
         assert store.events() == EVENTS[:3]
 
 
+def test_what_an_interrupt_held_up_is_stored_with_the_next_event_or_when_the_store_is_closed(
+    where: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new(where) as store:
+        real, keys = store._backend.storage.set_study_user_attr, []
+
+        def interrupted(study_id: int, key: str, value: object) -> None:
+            keys.append(key)
+            if len(keys) in (2, 5):
+                raise KeyboardInterrupt
+            real(study_id, key, value)
+
+        monkeypatch.setattr(store._backend.storage, "set_study_user_attr", interrupted)
+        with pytest.raises(KeyboardInterrupt), store.lagging():
+            fill(store, EVENTS[:3])
+        assert store.events() == EVENTS[:3]
+        with StudyStore.open("x", storage=where, readonly=True) as reader:
+            assert reader.events() == EVENTS[:1]
+            with pytest.raises(KeyboardInterrupt):
+                store.append(EVENTS[3])
+            assert reader.events() == EVENTS[:3]
+    with StudyStore.open("x", storage=where) as store:
+        assert store.events() == EVENTS[:4]
+
+
 def test_studies_that_do_not_exist(where: str | None, tmp_path: Path) -> None:
     before = list(tmp_path.iterdir())
     for options in ({"readonly": True}, {"create": False}):

@@ -3,7 +3,7 @@
 One worker, the lead, holds the kept run; all of them run probes while a stage is searched. A worker that does not
 hold the kept state from which its instruction starts is handed it, as the bytes of the last checkpoint. What a worker
 says is stored here as soon as the others have their orders, and before anybody is heard again. So any of them may die
-at any moment, and so may the driver: of what it heard it loses a turn of a few milliseconds, which is done anew.
+at any moment, and so may the driver: what it heard within its last turn, of some milliseconds, is done anew.
 """
 
 from __future__ import annotations
@@ -121,16 +121,18 @@ class Crew:
         """Send all workers away."""
         import ray
 
-        with suppress(Exception):
-            waiting = [member for member in self._members if member.idle or member.leaving]
-            for member in waiting:
-                member.dismiss()
-            if waiting:
-                ray.wait([member.talk for member in waiting], num_returns=len(waiting), timeout=FAREWELL)
-        for member in self._members:
-            member.kill()
-        self._members, self._state = [], None
-        self._exit.close()
+        try:
+            with suppress(Exception):
+                waiting = [member for member in self._members if member.idle or member.leaving]
+                for member in waiting:
+                    member.dismiss()
+                if waiting:
+                    ray.wait([member.talk for member in waiting], num_returns=len(waiting), timeout=FAREWELL)
+        finally:  # whoever is tired of waiting interrupts it
+            for member in self._members:
+                member.kill()
+            self._members, self._state = [], None
+            self._exit.close()
 
     def _from_disk(self) -> bytearray:
         """The last checkpoint, as bytes; if it is damaged, the record goes back to the one before."""

@@ -61,7 +61,7 @@ class Want(Enum):
     state = auto()  # the checkpoint of the record's kept step
     before = auto()  # the one before that
     probe = auto()  # that of the best probe's end, if it ended below a loss
-    nothing = auto()  # but that the driver has stored what it was told
+    nothing = auto()  # but that the driver knows what it was told
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class RemoteDirector:
 
     def tell(self, event: Event) -> None:
         if isinstance(event, Issued):
-            return  # the driver stored it before it sent the probe
+            return  # the driver stores it as it sends the probe
         self.record = apply(self.record, event)
         self._told.append(event)
         if isinstance(event, Finished):

@@ -92,8 +92,8 @@ class Worker:
         setup: Setup = cloudpickle.loads(self._setup)
         torch.set_num_threads(setup.threads)
         torch.set_default_dtype(getattr(torch, setup.dtype))
-        if setup.deterministic:  # even to say no takes a second, for it imports torch's compiler
-            torch.use_deterministic_algorithms(True)
+        if torch.are_deterministic_algorithms_enabled() != setup.deterministic:  # a call imports torch's compiler: 1 s
+            torch.use_deterministic_algorithms(setup.deterministic)
         train = setup.train.unpack()
         self._director = RemoteDirector(setup, self._ask)
         self._session = Session(self._director, args=setup.args, tuned=setup.tuned, replay_memory=setup.replay_memory)
