@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ import torch
 from benchmarks import own_curves, unseen
 from benchmarks.own_curves import FOLDER, SEED, curves_of, losses_of, record
 from benchmarks.tasks import TASKS, Task, half_decades
-from benchmarks.windows import SHARES, read_runs, siblings
+from benchmarks.windows import read_runs, siblings
 
 TASK = Task("tiny", "tiny_task", "adamw", half_decades(-6))
 STEPS = 1600  # runs of 800
@@ -65,9 +67,9 @@ def test_losses_have_thirteen_bits(folder):
     assert (run.losses[:100] != exact).any()
 
 
-def test_what_is_on_file_is_not_run_again(folder, monkeypatch):
+def test_what_is_on_file_is_not_run_again(folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(folder, tmp_path / "copy")
     monkeypatch.setattr(own_curves, "losses_of", lambda task, rates: [1.0] * len(rates))
-    monkeypatch.setattr(tiny_task, "STEPS", STEPS)
     before = (folder / "tiny.parquet").read_bytes()
     record([TASK, Task("other", "tiny_task", "adamw", half_decades(-6))], folder)
     assert (folder / "tiny.parquet").read_bytes() == before
@@ -76,28 +78,24 @@ def test_what_is_on_file_is_not_run_again(folder, monkeypatch):
     assert (pd.read_parquet(folder / "other.parquet").train_loss == 1).all()
 
 
-def test_a_trunk_is_counted_once_and_everything_has_siblings(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_task, "STEPS", STEPS)
-    record([TASK], tmp_path)
-    found = [w for w in unseen.own(tmp_path) if w.share == 0.1]
+def test_a_trunk_is_counted_once_and_everything_has_siblings(folder):
+    found = [w for w in unseen.own(folder) if w.share == 0.1]
     assert sum(w.kind == "run" for w in found) == len(TASK.rates)
     assert {(g[0].kind, g[0].start, len(g)) for g in siblings(found)} == {
         ("run", 0, 7),
         ("piece", 0, 7),
         ("fork", 279, 7),
     }
-    means = unseen.before_the_end(found, tmp_path)
-    (run,) = (run for run in read_runs(tmp_path) if run.curve_id == "0.1")
+    means = unseen.before_the_end(found, folder)
+    (run,) = (run for run in read_runs(folder) if run.curve_id == "0.1")
     (whole,) = (i for i, w in enumerate(found) if (w.curve_id, w.kind) == ("0.1", "run"))
     assert means[whole] == run.losses[720:760].mean()
 
 
-def test_the_report_has_goals_models_and_tasks(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_task, "STEPS", STEPS)
+def test_the_report_has_goals_models_and_tasks(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(unseen, "_DRAWS", 20)
-    record([TASK], tmp_path)
     monkeypatch.setattr(unseen, "DOCUMENT", tmp_path / "curves.md")
-    monkeypatch.setattr(unseen, "section", lambda make=unseen.section: make(("auto", "bayes", "law"), tmp_path))
+    monkeypatch.setattr(unseen, "section", lambda make=unseen.section: make(("auto", "bayes", "law"), folder))
     (tmp_path / "curves.md").write_text(f"# A\n\n{unseen.HEADING}\n\n## B\n", encoding="utf-8")
     unseen.write()
     text = (tmp_path / "curves.md").read_text("utf-8")
@@ -119,4 +117,3 @@ def test_every_task_is_recorded_as_it_is_today():
     for task in (task for task in TASKS.values() if task.times == 1):
         last = dict(meta[meta.source == task.name][["curve_id", "steps_full"]].to_numpy())
         assert last == {name: len(rates) - 1 for name, rates in curves_of(task)}, task.name
-    assert len(SHARES) == 3
