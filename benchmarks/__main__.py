@@ -13,6 +13,7 @@ python -m benchmarks workers       what several workers cost     -> docs/workers
 python -m benchmarks curves        curve models on real curves   -> docs/curves.md
 python -m benchmarks siblings      choosing and stopping probes  -> that part of docs/curves.md
 python -m benchmarks stopping      stopping probes only          -> that part of it
+python -m benchmarks own-curves    curve models on our tasks     -> that part of docs/curves.md (continues)
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
 python -m benchmarks breaks        what is called a broken run   -> stdout
 python -m benchmarks.proposals     what a proposal costs
@@ -53,6 +54,7 @@ def main() -> None:
         "breaks",
         "siblings",
         "stopping",
+        "own-curves",
     ):
         commands.add_parser(name)
     workers = commands.add_parser("workers")
@@ -60,7 +62,7 @@ def main() -> None:
     curves = commands.add_parser("curves")
     curves.add_argument("--curves", metavar="FOLDER", help="parquet files of real curves; default: $AUTOLRS_CURVES")
     curves.add_argument("--most", type=int, default=40, help="windows of each source, kind and share")
-    curves.add_argument("--only-windows", action="store_true", help="leave what the report says on probes and laws")
+    curves.add_argument("--only-windows", action="store_true", help="leave all parts of the report that follow")
     given = parser.parse_args()
     torch.set_num_threads(1)
     match given.command:
@@ -100,6 +102,11 @@ def main() -> None:
             from benchmarks.curves import DOCUMENT
 
             siblings.write(DOCUMENT, only_stopping=given.command == "stopping")
+        case "own-curves":
+            from benchmarks import own_curves, unseen
+
+            own_curves.record()
+            unseen.write()
         case "curves":
             _curves(given)
 

@@ -1,7 +1,8 @@
 """Every curve model over windows of real curves -> docs/curves.md, docs/curves.png, benchmarks/results/curves.csv.
 
 Run: python -m benchmarks curves [--curves FOLDER] [--most N]. Windows and metrics are those of `benchmarks.windows`;
-choosing and stopping probes are in `benchmarks.siblings`, loss laws in `benchmarks.laws`.
+choosing and stopping probes are in `benchmarks.siblings`, loss laws in `benchmarks.laws`, curves that nothing was
+chosen on in `benchmarks.unseen`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ PICTURE: Final = DOCUMENT.with_suffix(".png")
 ROWS: Final = RESULTS / "curves.csv"
 MOST: Final = 40
 """Windows of each source, kind and share."""
+
+HEAD: Final = ("model", "seen", "median", "90 %", "failures", "log score", "50 %", "80 %", "90 %", "95 %", "ms", "99 %")
+"""Of a table whose rows are `cells`."""
 
 _LEVELS = np.linspace(0.05, 0.95, 19)  # intervals of the picture
 _SETTINGS = tuple(Bayes(misfit=m, reach=r) for m, r in product((0.15, 0.3, 0.6), (1.0, 2.0, 4.0)))
@@ -112,10 +116,10 @@ def left_out(found: Sequence[Window]) -> Forecasts:
 
 
 def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows: bool = False) -> None:
-    """Judge every model and write rows, picture and document; `only_windows`: leave what is on probes and laws."""
+    """Judge every model and write rows, picture and document; `only_windows`: leave the parts that follow."""
     import pandas as pd
 
-    from benchmarks import laws, siblings
+    from benchmarks import laws, siblings, unseen
 
     found = balanced(windows(), most)
     results: dict[str, Timed] = {}
@@ -131,7 +135,7 @@ def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows
     if only_windows:
         rest = DOCUMENT.read_text("utf-8").partition(f"\n{siblings.HEADING}\n")[2].splitlines()
     else:
-        rest = ["", *siblings.section(), "", *laws.section()]
+        rest = ["", *siblings.section(), "", *laws.section(), "", unseen.HEADING, "", *unseen.section(names)]
     lines += ["", siblings.HEADING, *rest]
     DOCUMENT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -164,40 +168,16 @@ def document(rows: pd.DataFrame, out: pd.DataFrame, every_point: Mapping[str, pd
     names = list(dict.fromkeys(every.index.get_level_values("model")))
     sources = [name for name in dict.fromkeys(every.index.get_level_values("source")) if name != "all"]
     count = " / ".join(f"{every.loc[(names[0], 'all', share), 'windows']:.0f}" for share in SHARES)
-    head = [
-        "model",
-        "seen",
-        "median",
-        "90 %",
-        "failures",
-        "log score",
-        *(f"{c} %" for c in (50, 80, 90, 95)),
-        "ms",
-        "99 %",
-    ]
-
-    def line(name: str, share: float, row: pd.Series[float]) -> list[str]:
-        return [
-            name,
-            f"{share:.0%}",
-            f"{row['median']:.3f}",
-            f"{row.p90:.2f}",
-            f"{row.failures:.1%}",
-            f"{row.log_score:.2f}",
-            *(f"{row[f'cover{c}']:.0%}" for c in (50, 80, 90, 95)),
-            *(("", "") if np.isnan(row.ms) else (f"{row.ms:.2f}", f"{row.ms99:.1f}")),
-        ]
-
-    whole = [line(name, share, every.loc[(name, "all", share)]) for share in SHARES for name in names]
-    whole += [line("bayes, left out", share, out.loc[("all", share)]) for share in SHARES]
-    whole.sort(key=lambda cells: cells[1])
+    whole = [cells(name, share, every.loc[(name, "all", share)]) for share in SHARES for name in names]
+    whole += [cells("bayes, left out", share, out.loc[("all", share)]) for share in SHARES]
+    whole.sort(key=lambda row: row[1])
     kinds = [
-        line(f"{name}, {kind}", share, rows.loc[(name, kind, "all", share)])
+        cells(f"{name}, {kind}", share, rows.loc[(name, kind, "all", share)])
         for kind in KINDS
         for share in SHARES
         for name in names
     ]
-    points = [line(name, share, table.loc[("all", share)]) for share in SHARES for name, table in every_point.items()]
+    points = [cells(name, share, table.loc[("all", share)]) for share in SHARES for name, table in every_point.items()]
 
     def by_source(column: str, digits: int) -> list[list[str]]:
         def cell(table: pd.DataFrame, *key: str) -> str:
@@ -217,27 +197,41 @@ def document(rows: pd.DataFrame, out: pd.DataFrame, every_point: Mapping[str, pd
         "",
         "## All windows",
         "",
-        *_markdown(head, whole),
+        *markdown(HEAD, whole),
         "",
         "## By source: median relative error at 10 / 20 / 40 %",
         "",
-        *_markdown(["source", *names, "bayes, left out"], by_source("median", 3)),
+        *markdown(["source", *names, "bayes, left out"], by_source("median", 3)),
         "",
         "## By source: log score at 10 / 20 / 40 %",
         "",
-        *_markdown(["source", *names, "bayes, left out"], by_source("log_score", 2)),
+        *markdown(["source", *names, "bayes, left out"], by_source("log_score", 2)),
         "",
         "## By kind of window",
         "",
-        *_markdown(head, kinds),
+        *markdown(HEAD, kinds),
         "",
         "## Whole runs, every point seen instead of 50 bin means",
         "",
-        *_markdown(head, points),
+        *markdown(HEAD, points),
     ]
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def cells(name: str, share: float, row: pd.Series[float]) -> list[str]:
+    """A row of `score`, as `HEAD` has it."""
+    return [
+        name,
+        f"{share:.0%}",
+        f"{row['median']:.3f}",
+        f"{row.p90:.2f}",
+        f"{row.failures:.1%}",
+        f"{row.log_score:.2f}",
+        *(f"{row[f'cover{c}']:.0%}" for c in (50, 80, 90, 95)),
+        *(("", "") if np.isnan(row.ms) else (f"{row.ms:.2f}", f"{row.ms99:.1f}")),
+    ]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 

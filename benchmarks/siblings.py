@@ -85,7 +85,11 @@ class Choice:
 
 def groups(sources: Sequence[str] | None = None, shares: Sequence[float] = SHARES) -> list[list[Window]]:
     """Windows with the same start and different rates, of which one at least ends finite."""
-    found = windows(sources, shares, kinds=("run", "piece", "fork"))
+    return grouped(windows(sources, shares, kinds=("run", "piece", "fork")))
+
+
+def grouped(found: Sequence[Window]) -> list[list[Window]]:
+    """The same of these windows."""
     same_start = siblings([w for w in found if w.kind != "piece" or w.start == 0])
     return [group for group in same_start if any(np.isfinite(w.truth) for w in group)]
 

@@ -12,7 +12,7 @@ from curve_files import write_curves
 from autolrs.curves.bayes import Bayes
 from autolrs.protocols import CurveModel
 from autolrs.records import Curve
-from benchmarks import curves, laws, siblings
+from benchmarks import curves, laws, siblings, unseen
 from benchmarks.windows import VARIABLE, score, windows
 
 
@@ -30,9 +30,11 @@ def test_the_report_has_every_model_share_and_source(folder, tmp_path, monkeypat
     monkeypatch.setattr(curves, "PICTURE", tmp_path / "curves.png")
     monkeypatch.setattr(siblings, "section", lambda: ["what siblings say"])
     monkeypatch.setattr(laws, "section", lambda: ["what laws say"], raising=False)
+    monkeypatch.setattr(unseen, "section", lambda names: [f"what {names[0]} does on other curves"])
     curves.write(3, ("bayes", "exponential", "law"))
     text = (tmp_path / "document").read_text()
     assert {"what siblings say", "what laws say", "## By kind of window"} <= set(text.splitlines())
+    assert text.endswith(f"{unseen.HEADING}\n\nwhat bayes does on other curves\n")
     whole = text.partition("## All windows")[2].partition("##")[0]
     for model in ("last value", "published", "bayes", "exponential", "bayes, left out"):
         assert whole.count(f"| {model} | ") == 3

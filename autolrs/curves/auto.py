@@ -213,7 +213,7 @@ def _average(answers: Sequence[Forecasts], logits: Array) -> Forecasts:
     if not logits.size:
         return answers[0]
     weights = np.exp(logits - logits.max(axis=0))
-    known = np.isfinite([(answer.mean, answer.std) for answer in answers]).all(axis=(0, 1))
+    known = np.logical_and.reduce([np.isfinite(x) for answer in answers for x in (answer.mean, answer.std)])
     weights = np.where(known, weights, np.arange(len(answers))[:, None] == 0)
     return Forecasts.mixture(answers, weights, median=True)
 

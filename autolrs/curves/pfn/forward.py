@@ -77,14 +77,14 @@ class Forward:
         row = np.zeros(n * padded, dtype=np.intp)  # of what is not held: any
         row[kept] = np.arange(len(kept))
         asking = row[CONTEXT::padded]
-        kept, asking = _enough(kept), _enough(asking)
+        kept, asking, asker = (_enough(i) for i in (kept, asking, np.arange(n)))
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             rows = F.linear(torch.from_numpy(features.reshape(n * padded, -1)[kept]), self._read)
-            index = tuple(torch.from_numpy(i) for i in (kept, row, asking))
+            index = tuple(torch.from_numpy(i) for i in (kept, row, asking, asker))
             logits = self._logits(rows, torch.from_numpy(held[:, None, None, :CONTEXT]), *index)[:n]
             return np.asarray(logits.double().softmax(dim=-1).numpy())
 
-    def _logits(self, x: Tensor, mask: Tensor, kept: Tensor, row: Tensor, asking: Tensor) -> Tensor:
+    def _logits(self, x: Tensor, mask: Tensor, kept: Tensor, row: Tensor, asking: Tensor, asker: Tensor) -> Tensor:
         """Logits of what is asked.   (len(asking), k)
 
         Args:
@@ -93,6 +93,7 @@ class Forward:
             kept: places of the rows in the padded order.   (r,)
             row: rows of the padded places.   (n * (CONTEXT + 1),)
             asking: rows of the questions, the same.
+            asker: curves that they are about.
         """
         n, width = len(mask), x.shape[1:]
         for layer in self._layers:
@@ -104,7 +105,7 @@ class Forward:
             keys, values = keys[:, :, :CONTEXT], values[:, :, :CONTEXT]
             found = F.scaled_dot_product_attention(asked, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
             if last:
-                x, found = x.index_select(0, asking), found[:, 0].repeat(-(-len(asking) // n), 1)[: len(asking)]
+                x, found = x.index_select(0, asking), found[:, 0].index_select(0, asker)
             else:
                 found = found.view(-1, *width).index_select(0, kept)
             x = x + F.linear(found, *layer.out)
