@@ -46,9 +46,8 @@ ENDS: Final = {"pbt": (1, 2, 3, 4, 5, 6), "pb2": (1, 2, 3, 4, 5, 6), "asha": (1,
 """Where a run is validated and the scheduler decides, in shares of the last number."""
 WHOLE: Final = 4
 """Whole runs that ASHA's updates are enough for."""
-TRIALS: Final = 9
-"""Runs that ASHA begins at most: one after the other, and with a reduction of 3, they take the updates of about `WHOLE`
-whole ones."""
+TRIALS: Final = 20
+"""Runs that ASHA may begin, while updates are left; with a reduction of 3 it is about a dozen."""
 BEYOND: Final = 10.0
 """A validation loss that is not finite, or more times that of the first weights, counts as this many times it: PB2's
 regression takes no infinities."""

@@ -57,8 +57,8 @@ def test_a_row_of_each_search_of_ray_tune(name: str) -> None:
     assert made.kept_steps == 39  # a fourth of 1.3 runs
     whole, most = made.kept_steps + made.probe_steps, TOTAL * TASK.steps
     if name == "asha":
-        assert 2 * made.kept_steps < whole <= most
-        assert 10 <= made.evaluations <= 1 + 3 * 9
+        assert most - 5 < whole <= most  # the shortest part takes 5 updates
+        assert 1 + 3 < made.evaluations <= 1 + 3 * 20
     else:
         assert whole == most
         assert made.evaluations == 1 + 4 * 6
