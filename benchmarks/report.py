@@ -26,7 +26,7 @@ FARTHEST: Final = 1.5
 ISSUED: Final = ("cosine", "linear", "wsd")
 """The families that the examples are also held against by themselves."""
 
-SAME_TOTAL: Final = ("optuna-tpe", "optuna-gp", "pb2", "asha")
+SAME_TOTAL: Final = ("optuna-tpe", "optuna-gp", "pbt", "pb2", "asha")
 """Searches that take as many updates in all as `horizon` may."""
 
 HEADER: Final = """# Benchmarks
@@ -135,10 +135,32 @@ def equal_totals(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
     text = (
         "Test losses. `horizon-short` keeps 0.76 of the steps, so that with its whole search it takes those of one\n"
         "run; the cosine is the best of seven by full runs that are not counted. The searches\n"
-        f"({', '.join(SAME_TOTAL)}) take 1.3 runs in all, as `horizon` may (ASHA now\n"
-        "and then more); the best is chosen by validation."
+        f"({', '.join(SAME_TOTAL)}) take 1.3 runs in all, as `horizon` may, and the best is\n"
+        "chosen by validation. Optuna's and ASHA's trials are cosines. PBT and PB2 are Ray Tune's, in step, with four\n"
+        "members of a third of a run each, at constant rates that are copied and changed five times on the way."
     )
-    return "\n\n".join(["## With the search counted", text, markdown(head, table)])
+    parts = ["## With the search counted", text, markdown(head, table)]
+    if table:
+        parts += ["`horizon` over each search that was run on all of the tasks:", each_search(rows, tasks)]
+    return "\n\n".join(parts)
+
+
+def each_search(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
+    """`horizon` over every search of the same total, a row a kind of tasks."""
+    table = []
+    for kind in dict.fromkeys(task.kind for task in tasks):
+        found = []
+        for name in SAME_TOTAL:
+            pairs = [
+                (ours, line_of(rows, task.name, name))
+                for task in tasks
+                if task.kind == kind and (ours := line_of(rows, task.name, "horizon"))
+            ]
+            ratios = [ratio(ours, theirs) if theirs else None for ours, theirs in pairs]
+            found.append(str(over_tasks([each for each in ratios if each]) or "") if all(ratios) else "")
+        if any(found):
+            table.append([f"**{kind}, geometric mean**", *found])
+    return markdown(("tasks", *SAME_TOTAL), table)
 
 
 def section(rows: Sequence[Row], task: Task) -> str:
