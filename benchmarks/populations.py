@@ -218,17 +218,17 @@ def _ray() -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # Added to this process's. Ray's own 15 leaves a worker next to nothing of a busy machine: minutes for its imports.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if not ray.is_initialized():
-        here = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}},
-        )
+    here = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     try:
+        if not ray.is_initialized():
+            ray.init(
+                address="local",
+                num_cpus=1,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                runtime_env={"env_vars": {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}},
+            )
         yield
     except BaseException:
         ray.shutdown()
