@@ -130,7 +130,7 @@ def run_population(name: str, task: Task, settings: dict[str, Any], seed: int) -
     random.seed(seed)  # PBT draws from these
     np.random.seed(seed)  # noqa: NPY002
     account = _Account(total if halving else math.inf, _ends(name, steps))
-    with _within(LIMIT), _ray(), TemporaryDirectory() as folder:
+    with _ray(), _within(LIMIT), TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             tune.with_resources(Member, {"cpu": 1}),
             param_space=space,
@@ -245,16 +245,21 @@ def _within(seconds: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    fired = False
 
     def late(*_: Any) -> None:
+        nonlocal fired
+        fired = True
         raise _Late
 
     former = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 10.0)  # again: Ray's compiled parts make a SystemError of it
     try:
         yield
-    except _Late:
-        raise TimeoutError(f"a search stood still for {seconds:g} s") from None
+    except BaseException as error:
+        if not fired:
+            raise
+        raise TimeoutError(f"a search stood still for {seconds:g} s") from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, former)

@@ -72,8 +72,7 @@ def test_a_search_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
     from benchmarks import populations
 
-    with populations._ray():
-        monkeypatch.setattr(populations, "LIMIT", 1.0)
+    monkeypatch.setattr(populations, "LIMIT", 1.0)
     with pytest.raises(TimeoutError, match="stood still for 1 s"):
         METHODS["pbt"].run(TASK, {}, 0)
     assert not ray.is_initialized()
