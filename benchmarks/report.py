@@ -146,21 +146,26 @@ def equal_totals(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
 
 
 def each_search(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
-    """`horizon` over every search of the same total, a row a kind of tasks."""
-    table = []
-    for kind in dict.fromkeys(task.kind for task in tasks):
-        found = []
-        for name in SAME_TOTAL:
-            pairs = [
-                (ours, line_of(rows, task.name, name))
-                for task in tasks
-                if task.kind == kind and (ours := line_of(rows, task.name, "horizon"))
-            ]
-            ratios = [ratio(ours, theirs) if theirs else None for ours, theirs in pairs]
-            found.append(str(over_tasks([each for each in ratios if each]) or "") if all(ratios) else "")
-        if any(found):
-            table.append([f"**{kind}, geometric mean**", *found])
-    return markdown(("tasks", *SAME_TOTAL), table)
+    """`horizon` over every search of the same total, a row a kind of tasks; blank where a task has no run of it."""
+
+    def mean(kind: str, search: str) -> str:
+        ratios = []
+        for task in tasks:
+            ours, theirs = line_of(rows, task.name, "horizon"), line_of(rows, task.name, search)
+            if task.kind == kind and ours:
+                ratios.append(ratio(ours, theirs) if theirs else None)
+        known = [each for each in ratios if each]
+        return str(over_tasks(known)) if known and len(known) == len(ratios) else ""
+
+    kinds = dict.fromkeys(task.kind for task in tasks)
+    means = {search: [mean(kind, search) for kind in kinds] for search in SAME_TOTAL}
+    shown = {search: each for search, each in means.items() if any(each)}
+    table = [
+        [f"**{kind}, geometric mean**", *cells]
+        for kind, *cells in zip(kinds, *shown.values(), strict=True)
+        if any(cells)
+    ]
+    return markdown(("tasks", *shown), table)
 
 
 def section(rows: Sequence[Row], task: Task) -> str:
