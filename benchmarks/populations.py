@@ -8,7 +8,8 @@ All trials take turns in one process, which Tune resets instead of starting anot
 turn. And members wait for each other at the end of a round (`synch=True`, the PBT paper's appendix A.1). Where they do
 not, Ray 2.60 can go on without end: it pauses every other member as soon as one is to be copied over, gives the process
 that comes free to the first in its list, which may be the same copy each time, and copies members that have ended, too.
-Such a copy reports the same loss at once, is again no better than the one it was copied from, and is copied anew.
+Such a copy reports the same loss at once, is again no better than the one it was copied from, and is copied anew
+(seen here, and in ray-project/ray, issues 11499 and 11906).
 """
 
 from __future__ import annotations
