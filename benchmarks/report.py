@@ -136,8 +136,9 @@ def equal_totals(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
         "Test losses. `horizon-short` keeps 0.76 of the steps, so that with its whole search it takes those of one\n"
         "run; the cosine is the best of seven by full runs that are not counted. The searches\n"
         f"({', '.join(SAME_TOTAL)}) take 1.3 runs in all, as `horizon` may, and the best is\n"
-        "chosen by validation. Optuna's and ASHA's trials are cosines. PBT and PB2 are Ray Tune's, in step, with four\n"
-        "members of a third of a run each, at constant rates that are copied and changed five times on the way."
+        "chosen by validation. Trials are cosines over a fourth of that, with Optuna also over an eighth; those of\n"
+        "PBT and PB2 are at constant rates, which are copied and changed five times on the way. Ray Tune's own\n"
+        "schedulers run ASHA, PBT and PB2 (in step), one trial at a time."
     )
     parts = ["## With the search counted", text, markdown(head, table)]
     if table:
