@@ -60,16 +60,28 @@ def run_all(
 ) -> None:
     """Make what is missing and append its rows; stop before a run that would not fit in the budget.
 
+    A run that raises a `TimeoutError` is left for the next call.
+
     Args:
         share: (k, n): of n processes side by side this is number k, from 0; each makes its own part of the runs.
     """
     began, walls = time.monotonic(), {"": 0.0}
-    while mine := [run for run in missing(read(path), tasks, methods, seeds) if _number(run) % share[1] == share[0]]:
+    late: set[int] = set()
+    while mine := [
+        run
+        for run in missing(read(path), tasks, methods, seeds)
+        if _number(run) % share[1] == share[0] and _number(run) not in late
+    ]:
         task, method, settings, seed = mine[0]
         if time.monotonic() - began + walls.get(task.name, max(walls.values())) > 60 * budget_minutes:
             print(f"stopped: the budget of {budget_minutes:g} minutes is spent; run again to continue", flush=True)
             return
-        row = method.run(task, dict(settings), seed)
+        try:
+            row = method.run(task, dict(settings), seed)
+        except TimeoutError as error:
+            late.add(_number(mine[0]))
+            print(f"{task.name} {method.name} {settings_key(settings)} seed {seed}: {error}", flush=True)
+            continue
         append(row, path)
         walls[task.name] = max(walls.get(task.name, 0.0), row.wall_seconds)
         print(

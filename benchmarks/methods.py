@@ -118,7 +118,7 @@ METHODS: Final = {
         *(Method(name, "rule", partial(_rivals, name), _each_rate) for name in ("plateau", "greedy", "hypergradient")),
         Method("range-test", "search", partial(_rivals, "range-test"), _once),
         *(Method(name, "search", partial(_search, name), _each_count) for name in ("optuna-tpe", "optuna-gp")),
-        *(Method(name, "search", partial(_population, name), _once) for name in ("pb2", "asha")),
+        *(Method(name, "search", partial(_population, name), _once) for name in ("pbt", "pb2", "asha")),
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
         Method("horizon-averaged", "ours", _averaged, _once),
         Method("horizon-short", "ours", _shorter, _once),

@@ -93,6 +93,9 @@ def test_the_search_counts_on_both_sides() -> None:
     assert cells(text, "digits_vae (confirms)")[1] == "0.600 [0.600, 0.600]"
     assert cells(text, "digits_vae (confirms)")[2:] == ["asha", "0.250 [0.250, 0.250]"]
     assert cells(text, "**confirmation, geometric mean**")[3] == "0.250 [0.250, 0.250]"
+    each = text.split("over each search")[1]
+    assert cells(each, "tasks")[1:] == ["pb2", "asha"]
+    assert cells(each, "**confirmation, geometric mean**")[1:] == ["1.000 [1.000, 1.000]", "0.250 [0.250, 0.250]"]
 
 
 def test_a_section_counts_the_runs_thrown_away() -> None:

@@ -120,6 +120,23 @@ def test_a_stopped_campaign_goes_on(tmp_path: Path) -> None:
     assert not list(path.parent.glob("*.[0-9]*"))
 
 
+def test_a_run_that_stands_still_is_left_for_the_next_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, inner, tries = tmp_path / "rows.parquet", method("a"), list[float]()
+
+    def run(task: Task, settings: dict[str, float], seed: int) -> Row:
+        tries.append(settings["rate"])
+        if tries == [*RATES[:3]]:
+            raise TimeoutError("stood still")
+        return inner.run(task, settings, seed)
+
+    run_all([TASK], [replace(inner, run=run)], (0,), path=path)
+    assert tries == [*RATES]
+    assert [row.rate for row in read(path)] == [*RATES[:2], *RATES[3:]]
+    assert "seed 0: stood still" in capsys.readouterr().out
+    run_all([TASK], [replace(inner, run=run)], (0,), path=path)
+    assert {row.rate for row in read(path)} == {*RATES}
+
+
 def test_processes_side_by_side_share_the_work(tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone.parquet", tmp_path / "shared.parquet"
     run_all([TASK], [method("a")], (0,), path=alone)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import tiny_task
 import torch
 
+from benchmarks.members import train_part
 from benchmarks.methods import METHODS
 from benchmarks.plain import PlainSession, row, train
 from benchmarks.rivals import Greedy, Hypergradient, Plateau, RangeTest
@@ -15,7 +17,7 @@ from benchmarks.searches import TOTAL
 from benchmarks.tasks import Task, half_decades
 
 TASK = Task("tiny", "tiny_task", "adamw", half_decades(-6))
-POPULATIONS = ("pb2", "asha")
+POPULATIONS = ("pbt", "pb2", "asha")
 OURS = [name for name, method in METHODS.items() if method.kind == "ours"]
 
 
@@ -34,20 +36,68 @@ def test_a_row_of_each_method(name: str) -> None:
     assert (again.validation_loss, again.rate) == (made.validation_loss, made.rate)
 
 
+@pytest.fixture
+def ends_ray() -> Iterator[None]:
+    """The benchmark keeps its Ray for the next search; other tests start their own."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ends_ray")
 @pytest.mark.filterwarnings("ignore")  # of what PB2 calls
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_a_row_of_each_search_of_ray_tune(name: str) -> None:
-    """Which trial a copy goes to depends on which reports first, so that only the account is the same each time."""
     made = METHODS[name].run(TASK, {}, 0)
     assert 0 < made.validation_loss < 10
     assert 0 < made.test_loss < 10
     assert made.rate > 0
-    assert made.kept_steps == round(TOTAL * TASK.steps / 4)
-    whole = made.kept_steps + made.probe_steps
-    most = 9 if name == "asha" else 4.4  # runs; asynchronous halving stops few of those that end in no time
-    assert 1.5 * made.kept_steps < whole <= most * made.kept_steps
-    assert made.evaluations >= 9
+    assert made.kept_steps == 39  # a fourth of 1.3 runs
+    whole, most = made.kept_steps + made.probe_steps, TOTAL * TASK.steps
+    if name == "asha":
+        assert most - 5 < whole <= most  # the shortest part takes 5 updates
+        assert 1 + 3 < made.evaluations <= 1 + 3 * 20
+    else:
+        assert whole == most
+        assert made.evaluations == 1 + 4 * 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ends_ray")
+@pytest.mark.filterwarnings("ignore")  # of what is left where Ray was stopped
+def test_a_search_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from benchmarks import populations
+
+    monkeypatch.setattr(populations, "LIMIT", 1.0)
+    with pytest.raises(TimeoutError, match="stood still for 1 s"):
+        METHODS["pbt"].run(TASK, {}, 0)
+    assert not ray.is_initialized()
+
+
+def test_a_run_in_parts_goes_on_where_it_was_left() -> None:
+    """The second part has the first one's weights, moments and place in the stream, if an epoch has just ended."""
+    rates = [0.05] * 30
+    begun = train_part(TASK, 0, 30, rates.__getitem__, 10)
+    assert (begun.updates, begun.evaluations, begun.rate) == (10, 1, 0.05)
+    assert math.isnan(begun.test)
+    ended = train_part(TASK, 0, 30, rates.__getitem__, 30, begun.state)
+    again = train_part(TASK, 0, 30, rates.__getitem__, 30, begun.state)
+    assert (ended.validation, ended.test) == (again.validation, again.test)
+    whole = train_part(TASK, 0, 30, rates.__getitem__, 30)
+    assert (ended.updates, whole.updates) == (20, 30)
+    assert begun.validation > whole.validation
+    assert ended.validation == whole.validation
+
+
+def test_a_copy_goes_on_at_its_own_rate() -> None:
+    begun = train_part(TASK, 0, 30, lambda step: 0.05, 10)
+    still = train_part(TASK, 0, 30, lambda step: 0.0, 30, begun.state)
+    assert still.validation == pytest.approx(begun.validation, rel=1e-6)
+    assert still.rate == 0.05
 
 
 def test_the_shorter_run_pays_for_its_search() -> None:
