@@ -7,6 +7,7 @@ Results go to stdout, progress and logs to stderr. Exit codes: 0 done, 1 an erro
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -383,6 +384,8 @@ def _errors() -> Iterator[None]:
 def _in_a_folder(path: Path) -> Path:
     if not path.parent.is_dir():
         raise SettingError(f"cannot write {path}: there is no folder {path.parent}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingError(f"cannot write {path}: no permission, or a file system for reading only.")
     return path
 
 

@@ -161,13 +161,17 @@ def _schedule(axes: Axes, record: Record) -> None:
         axes.legend(loc="lower center", frameon=False, fontsize=8)
         peak = max(peak, max(final(step) for step in range(final.steps)))
     axes.set_yscale("log")
-    axes.set_ylim(max(float(rates[rates > 0].min(initial=peak)), peak * 1e-3) * 0.8, peak * 1.6)
+    lowest = min((stage.rate for stage in record.stages if stage.rate), default=peak)  # a decay to zero may leave below
+    bottom = min(max(float(rates[rates > 0].min(initial=peak)), peak * 1e-3), lowest / 2)
+    axes.set_ylim(bottom * 0.8, peak * 1.6)
     _rate_axis(axes.yaxis)
     _boundaries(axes, record)
+    said = ""
     for stage in record.stages:
-        if stage.rate is not None and len(record.stages) <= 6:
+        before, said = said, "" if stage.rate is None else number(stage.rate, 3)
+        if stage.rate is not None and said != before and len(record.stages) <= 6:
             axes.annotate(
-                number(stage.rate, 3),
+                said,
                 (stage.start, stage.rate),
                 (3, 5),
                 textcoords="offset points",

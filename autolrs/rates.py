@@ -48,10 +48,12 @@ class Rates:
         rates = [group["lr"] for group in optimizer.param_groups]
         self._tensors = [rate if isinstance(rate, Tensor) else None for rate in rates]
         self._applied: list[float | None] = [None] * len(own)  # the rate that each group must have; None: any
+        self._left: list[float] = []  # the rates at `release`
         self._versions: list[int] = []  # of the tensors, which nobody may write but us
         plain = all(tensor is None for tensor in self._tensors)
         self.apply = self._applier() if plain else self._apply_tensors
         self._check_step = self._checker() if plain else self._check_tensors
+        self.move = self._mover()
         self._hook = optimizer.register_step_pre_hook(self._check_step)
 
     @property
@@ -77,6 +79,12 @@ class Rates:
     def release(self) -> None:
         """The loop is over: steps from here on are the user's own."""
         self._applied[:] = [None] * len(self._applied)
+        self._left = rates_of(self._optimizer)
+
+    @property
+    def touched(self) -> bool:
+        """Whether somebody has written a rate since `release`."""
+        return bool(self._left) and self._left != rates_of(self._optimizer)
 
     def close(self) -> None:
         self._hook.remove()
@@ -97,6 +105,17 @@ class Rates:
                 group["lr"] = value
 
         return apply_one if len(ratios) == 1 else apply_all
+
+    def _mover(self) -> Callable[[float], None]:
+        """Like `apply`, where nobody else can have written a rate since it was applied last."""
+        optimizer, check, apply = self._optimizer, self._check_step, self.apply
+
+        def move(rate: float) -> None:
+            """Put the reference rate `rate` in force, if the one before still is."""
+            check(optimizer, (), {})
+            apply(rate)
+
+        return move
 
     def _checker(self) -> Callable[[Optimizer, Any, Any], None]:
         applied, refuse = self._applied, self._refuse

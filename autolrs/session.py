@@ -11,6 +11,7 @@ append, a counter and one assignment to each parameter group.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -23,13 +24,15 @@ from torch.optim import Optimizer
 from autolrs.averages import Averages
 from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.director import Directing
-from autolrs.errors import SessionError, SettingError, UnsupportedError
+from autolrs.errors import SessionError, SettingError, UnsupportedError, UntrackableError
 from autolrs.rates import Rates, rates_of
 from autolrs.runner import Runner
-from autolrs.snapshot import GENERATORS, Tracked, Tree, track
+from autolrs.snapshot import GENERATORS, Tracked, Tree, track, uncovered
 
 if TYPE_CHECKING:
     from autolrs.study import Study
+
+log = logging.getLogger("autolrs")
 
 Item = TypeVar("Item")
 
@@ -71,6 +74,8 @@ class Session:
         self._pending: list[Tensor] = []
         self._saved: Tree | None = None  # checkpoint to start from, when the study is resumed
         self._halt = ""
+        self._silent = 0  # items since the last report
+        self._warned = False
         if director.record.kept_steps or director.record.stages:
             self._saved = director.load()
             self._tracked["session.state"].restore(self._saved["objects"]["session.state"])
@@ -119,12 +124,16 @@ class Session:
             # What has no gradient may be an accumulator that the loop goes on writing.
             self._pending.append(loss.detach() if loss.requires_grad else loss.clone())  # type: ignore[union-attr]
         except AttributeError:
-            self._pending.append(torch.tensor(float(loss), dtype=torch.float64))
+            try:
+                self._pending.append(torch.tensor(float(loss), dtype=torch.float64))
+            except (TypeError, ValueError):
+                raise SessionError(f"`report` takes a number or a tensor of one, but got {loss!r}.") from None
 
     def batches(self, loader: Iterable[Item], *, epochs: int | None = None) -> Iterator[Item]:
         """Yield the loader's items until the run is done, setting the rate before each.
 
-        Goes over the loader again and again; with `epochs=1`, inside an epoch loop of your own, one pass.
+        Goes over the loader again and again; with `epochs=1`, inside an epoch loop of your own, one pass. A probe is
+        then no longer than what is left of the pass, and of very short passes there is no search.
 
         Raises:
             SessionError: no tracked optimizer, or two `report`s for one item.
@@ -155,9 +164,10 @@ class Session:
 
     def _window(self, runner: Runner) -> Iterator[Any]:
         """Items until the losses are read next. The inner loop is all that most steps cost."""
-        feed, pending, window, apply = runner.feed, self._pending, runner.window, runner.rates.apply
-        done, size, exhausted, silent = len(pending), len(window), False, 0
-        apply(window[done])
+        feed, pending, window, move = runner.feed, self._pending, runner.window, runner.rates.move
+        done, size, exhausted = len(pending), len(window), False
+        silent, self._silent = self._silent, 0  # goes on from pass to pass
+        runner.rates.apply(window[done])
         while done < size:
             if self._halt and not silent:  # never between the micro-batches of one step
                 runner.stop(self._halt)
@@ -168,13 +178,13 @@ class Session:
                 taken += 1
                 yield item
                 if len(pending) == done:  # a micro-batch
-                    silent += 1
+                    self._silent = silent = silent + 1
                     if silent == SILENCE:
                         raise SessionError(
                             f"no `report` in {SILENCE} items: call `session.report(loss)` once per optimizer step."
                         )
                     continue
-                done, silent = done + 1, 0
+                done, silent, self._silent = done + 1, 0, 0
                 if len(pending) != done:
                     raise SessionError(
                         "`report` was called twice for one item: call it once per optimizer step, at its end."
@@ -182,7 +192,7 @@ class Session:
                 if done == size or self._halt:
                     exhausted = False
                     break
-                apply(window[done])
+                move(window[done])
             if live is not None:
                 feed.skip(taken)
 
@@ -247,9 +257,20 @@ class Session:
                 "the loop over `batches` was left in the middle of a search, whose probes need it to go on: let it end "
                 "by itself, without `break`; for shorter passes give a shorter loader."
             )
+        if self._runner is not None and self._runner.rates.touched and not self._warned:
+            self._warned = True
+            log.warning(
+                "between two passes something else set the learning rate, to no effect, for the session sets it: "
+                "remove the line that does, such as `scheduler.step()`."
+            )
         generators = [tracked for tracked in self._tracked.values() if isinstance(tracked, GENERATORS)]
         feed = Feed(loader, epoch=self.epoch, epochs=epochs, memory=self._replay_memory, generators=generators)
         if self._runner is None:
+            if count := uncovered(self._tracked.values()):
+                raise UntrackableError(
+                    f"the optimizer trains {count} tensors that nothing tracked holds, so that no probe could be "
+                    "undone: track the model, too, `session.track(model=model, optimizer=optimizer)`."
+                )
             averages = self._averages()
             tracked = self._tracked if averages is None else {**self._tracked, "session.averages": averages}
             self._runner = Runner(

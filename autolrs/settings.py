@@ -19,11 +19,13 @@ from autolrs.strategies import strategy as strategy_of
 
 IDENTITY: Final = (
     *("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best", "rescue"),
+    "args",
 )
 """Settings that must not change when a study is resumed."""
 
-LATER: Final = ("restore_best", "rescue")
-"""Those that came later: left out of the digest where they have their default, so that older studies are found."""
+LATER: Final[Mapping[str, Any]] = {"restore_best": True, "rescue": True, "args": {}}
+"""Those that came later, with their defaults: left out of the digest where they have them, so that older studies are
+found."""
 
 
 def strategy_from(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
@@ -56,6 +58,7 @@ def settings_of(
     average: bool = False,
     restore_best: bool = True,
     rescue: bool = True,
+    args: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The settings that a run is stored under.
 
@@ -90,6 +93,7 @@ def settings_of(
         average=average,
         restore_best=restore_best,
         rescue=rescue,
+        args=_plain(args or {}),
     )
 
 
@@ -108,7 +112,7 @@ def bytes_of(given: Any) -> int:
 
 def digest(settings: Settings) -> str:
     """8 hex digits of the settings that identify a run."""
-    identity = {key: value for key, value in _identity(settings).items() if key not in LATER or value is not True}
+    identity = {key: value for key, value in _identity(settings).items() if key not in LATER or value != LATER[key]}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 

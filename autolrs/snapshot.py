@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -54,6 +54,19 @@ def track(name: str, value: object) -> Tracked:
         f"`track({name}=...)` got {type(value).__name__}, which cannot be restored: give a module, an optimizer, a "
         "tensor, a generator, a dict, or an object with state_dict() and load_state_dict()."
     )
+
+
+def uncovered(tracked: Iterable[Tracked]) -> int:
+    """How many parameters the optimizers among them train that nothing else among them holds, so that a rewind would
+    leave them as they are. 0 if an object with a `state_dict` of its own may hold them."""
+    tracked = tuple(tracked)
+    if any(isinstance(each, _Stateful) for each in tracked):
+        return 0
+    held: list[Tensor] = [each.tensor for each in tracked if isinstance(each, _Tensor)]
+    held += [parameter for each in tracked if isinstance(each, _Module) for parameter in each.module.parameters()]
+    places = {tensor.untyped_storage()._cdata for tensor in held}
+    trained = [each._parameters() for each in tracked if isinstance(each, _Optimizer)]
+    return sum(parameter.untyped_storage()._cdata not in places for parameters in trained for parameter in parameters)
 
 
 class _Module:

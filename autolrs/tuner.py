@@ -102,7 +102,7 @@ def tune(
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
         options: parameters of the strategy, such as {"length": 0.03, "sampler.acquisition": "ei"}.
-        args: reach `train` as `session.args`.
+        args: reach `train` as `session.args`; as the other settings, they must not change when a study is resumed.
         tuned: name, in `track`, of the optimizer to tune, where several are tracked.
         allow_pickle: store tracked objects that only pickle can store, and load them again.
         takeover: own the study even though another process does; that one stops at its next write.
@@ -117,6 +117,8 @@ def tune(
         DivergedError: the loss is not finite at any rate tried.
         Exception: whatever `train` or a callback raises, unchanged; the study is saved.
     """
+    if not callable(train):
+        raise SettingError(f"`train` must be a function that takes a session, but got {train!r}.")
     workplace = _executor(executor, workers, resources_per_worker, deterministic)
     shipped = None
     if workplace is not None:
@@ -255,7 +257,7 @@ class _Run:
         strategy = strategy_from(strategy, options, curve_model)
         settings = settings_of(
             steps=steps,
-            space=space if isinstance(space, SearchSpace) else SearchSpace.load(space),
+            space=_space(space),
             strategy=strategy,
             search_budget=search_budget,
             curve_model=curve_model if isinstance(curve_model, str) else type(curve_model).__name__,
@@ -264,7 +266,11 @@ class _Run:
             average=average,
             restore_best=restore_best,
             rescue=rescue,
+            args=args,
         )
+        for callback in callbacks:
+            if isinstance(callback, type) or not isinstance(callback, Callback):
+                raise SettingError(f"a callback must have `on_event` and `on_progress`, but got {callback!r}.")
         memory = bytes_of(replay_memory)
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
             raise SettingError(f"`max_seconds > 0` must hold, but got ({max_seconds=}).")
@@ -381,6 +387,14 @@ def _executor(
             "executor='ray'."
         )
     return None
+
+
+def _space(given: object) -> SearchSpace:
+    if isinstance(given, SearchSpace):
+        return given
+    if not isinstance(given, str | Path):
+        raise SettingError(f"`space` must be a name, a path or a `SearchSpace`, but got {given!r}.")
+    return SearchSpace.load(given)
 
 
 def _function_name(train: Callable[..., Any]) -> str:

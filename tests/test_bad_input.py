@@ -79,6 +79,8 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"strategy": "magic"}, LookupError, "unknown strategy 'magic'; known: autolrs.*horizon"),
     ({"strategy": None}, ValueError, "`strategy` must be a name or a `protocols.Strategy`, but got None"),
     ({"strategy": Horizon}, ValueError, "`strategy` must be a name or .* but got <class"),
+    ({"space": (1e-3, 1.0)}, ValueError, r"`space` must be a name, a path or a `SearchSpace`, but got \(0.001, 1.0\)"),
+    ({"callbacks": [print]}, ValueError, "a callback must have `on_event` and `on_progress`, but got <built-in"),
     ({"curve_model": "crystal"}, LookupError, "unknown curve model 'crystal'; known: auto, bayes, exponential, "),
     ({"curve_model": "crystal", "strategy": Horizon()}, LookupError, "unknown curve model 'crystal'"),
     ({"executor": "dask"}, LookupError, "unknown executor 'dask'; known: ray, serial"),
@@ -108,6 +110,12 @@ def test_a_bad_setting(settings: dict[str, Any], builtin: type[Exception], messa
     if not {"executor", "workers", "resources_per_worker"} & settings.keys():
         with pytest.raises(builtin, match=message):
             attach(**({"steps": 10} | settings))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_train_function_that_is_none_is_refused_before_a_study_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"`train` must be a function that takes a session, but got 'train\.py:"):
+        tune("train.py:train", steps=10)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -316,6 +324,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ({"strategy": "autolrs"}, "strategy was 'horizon', now 'autolrs'"),
         ({"options": {"length": 0.25}}, "options was .*'length': 0.06.* now .*'length': 0.25"),
         ({"search_budget": 0.25}, "budget was 30, now 15"),
+        ({"args": {"bs": 16}}, r"args was \{\}, now \{'bs': 16\}"),
         ({"curve_model": "exponential"}, "curve_model was 'auto', now 'exponential'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

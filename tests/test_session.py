@@ -789,3 +789,74 @@ def test_a_loop_compiled_to_machine_code_trains_on_the_sessions_rates() -> None:
             session.report(loss)
         ends.append([parameter.detach().clone() for parameter in model.parameters()])
     torch.testing.assert_close(ends[0], ends[1])
+
+
+# Mistakes that would show in nothing but the result
+
+
+def test_an_optimizer_alone_is_refused_for_no_probe_could_be_undone() -> None:
+    session, model = session_of(20, Scripted()), network()
+    session.track(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(UntrackableError, match="the optimizer trains 6 tensors that nothing tracked holds"):
+        next(session.batches(shuffled()))
+    session = session_of(20, Scripted())
+    weights = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([{"params": list(model.parameters())}, {"params": [weights]}], lr=0.1)
+    session.track(model=model, optimizer=optimizer)
+    with pytest.raises(UntrackableError, match="trains 1 tensors"):
+        next(session.batches(shuffled()))
+    session.track(weights=weights)
+    next(session.batches(shuffled()))
+
+
+def test_a_scheduler_that_moves_between_two_reads_of_the_losses_is_told_at_once() -> None:
+    session = session_of(40)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session.track(model=model, optimizer=optimizer)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7)
+    done = 0
+    with pytest.raises(RateOverriddenError, match=r"group 0 has the learning rate 0\.01"):  # noqa: PT012
+        for batch in session.batches(shuffled()):
+            session.report(update(model, optimizer, batch[1]))
+            scheduler.step()
+            done += 1
+    assert done == 7
+
+
+def test_a_scheduler_that_moves_between_passes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    session = session_of(30)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session.track(model=model, optimizer=optimizer)
+    scheduler = ExponentialLR(optimizer, 0.5)
+    while not session.done:
+        for batch in session.batches(shuffled(), epochs=1):
+            session.report(update(model, optimizer, batch[1]))
+        scheduler.step()
+    assert [record.message for record in caplog.records if "between two passes" in record.message] == [
+        "between two passes something else set the learning rate, to no effect, for the session sets it: remove the "
+        "line that does, such as `scheduler.step()`."
+    ]
+
+
+def test_a_loop_of_short_passes_that_never_reports_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autolrs.session.SILENCE", 50)
+    session = session_of(30)
+    model = network()
+    session.track(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(SessionError, match="no `report` in 50 items"):  # noqa: PT012
+        while not session.done:
+            for _ in session.batches(shuffled(), epochs=1):
+                pass
+
+
+@pytest.mark.parametrize("loss", [None, "x"])
+def test_a_report_of_nothing_is_named(loss: Any) -> None:
+    session = session_of(30)
+    model = network()
+    session.track(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    items = session.batches(shuffled())
+    next(items)
+    with pytest.raises(SessionError, match="`report` takes a number or a tensor of one, but got"):
+        session.report(loss)

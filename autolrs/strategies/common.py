@@ -103,14 +103,20 @@ def all_diverged(stage: Stage) -> bool:
 
 def not_finite_at_start(stage: Stage) -> bool:
     """Whether the loss is not finite before any update: no rate can help."""
-    return any(trial.first_loss is not None and not math.isfinite(trial.first_loss) for trial in stage.trials)
+    return _bad_start(stage) is not None
+
+
+def _bad_start(stage: Stage) -> float | None:
+    """A loss before any update that is not finite."""
+    first = (stage.start_loss, *(trial.first_loss for trial in stage.trials))
+    return next((loss for loss in first if loss is not None and not math.isfinite(loss)), None)
 
 
 def gave_up(stage: Stage) -> DivergedError:
     """Why a stage without a rate to fall back on cannot be trained."""
     if not_finite_at_start(stage):
         return DivergedError(
-            f"the loss is {stage.trials[0].first_loss} at step {stage.start}, before any update: the model or the data "
+            f"the loss is {_bad_start(stage)} at step {stage.start}, before any update: the model or the data "
             "is at fault, not the learning rate."
         )
     rates = ", ".join(f"{trial.rate:.3g}" for trial in stage.trials)

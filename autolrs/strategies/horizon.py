@@ -315,7 +315,7 @@ class Horizon:
             winner = self._winner(record, stage)
             if previous is None or self._clearly_better(stage, winner, previous):
                 rate = winner.rate if self.adopt else self._optimum(record, stage)
-                why = _why(stage, winner, rate)
+                why = _why(stage, winner, rate) + _at_a_bound(rate, record.settings.space.bounds)
                 other = self._other_momentum(stage)
                 if other is None:
                     return self._changed(record, stage, stop, rate, winner, why, record.momentum)
@@ -413,6 +413,14 @@ def _until(curve: Curve, steps: float) -> Curve:
     """The part of `curve` before offset `steps`."""
     count = max(1, sum(offset < steps for offset in curve.offsets))
     return replace(curve, offsets=curve.offsets[:count], losses=curve.losses[:count], rates=curve.rates[:count])
+
+
+def _at_a_bound(rate: float, bounds: tuple[float, float]) -> str:
+    """What to say of a rate beyond which none was tried."""
+    for side, bound in zip(("lower", "upper"), bounds, strict=True):
+        if bounds[0] < bounds[1] and math.isclose(rate, bound, rel_tol=1e-6):
+            return f"; it is the space's {side} bound"
+    return ""
 
 
 def _why(stage: Stage, winner: Trial, rate: float) -> str:
