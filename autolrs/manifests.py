@@ -18,6 +18,12 @@ IMAGE: Final = "rayproject/ray:{version}"
 HEAD: Final = {"cpu": 1, "memory": "4Gi"}
 
 
+NOTE: Final = """\
+# A beginning to edit. The image must have autolrs (pip install 'autolrs[ray]'), your script and its data in the working
+# directory; what --storage names must be a volume that all of the nodes see, or an object store.
+"""
+
+
 def manifest(
     kind: str,
     command: str,
@@ -37,7 +43,7 @@ def manifest(
         raise UnknownNameError.of("manifest", kind, _KINDS)
     # A pod or node smaller than what a worker asks for would never get it.
     whole = {key: max(1, math.ceil(count)) for key, count in {"CPU": 1, **resources}.items() if count or key == "CPU"}
-    return _yaml(_KINDS[kind](command, workers, whole, _label(name), version, environment or {}))
+    return NOTE + _yaml(_KINDS[kind](command, workers, whole, _label(name), version, environment or {}))
 
 
 def _yaml(tree: Mapping[str, Any]) -> str:

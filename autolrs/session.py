@@ -133,7 +133,8 @@ class Session:
         """Yield the loader's items until the run is done, setting the rate before each.
 
         Goes over the loader again and again; with `epochs=1`, inside an epoch loop of your own, one pass. A probe is
-        then no longer than what is left of the pass, and of very short passes there is no search.
+        then no longer than what is left of the pass, and of very short passes there is no search. Items that make up
+        one step are counted in `session.state`, which a rewind restores, and not by `enumerate`.
 
         Raises:
             SessionError: no tracked optimizer, or two `report`s for one item.
