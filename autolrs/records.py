@@ -193,7 +193,6 @@ class Settings:
         average: whether an average of the kept weights may become the final ones.
         restore_best: whether the end of a probe may, if the whole run ends higher.
         rescue: whether a kept run that breaks with a finite loss is rolled back.
-        args: `session.args` as plain values.
     """
 
     steps: int
@@ -207,7 +206,6 @@ class Settings:
     average: bool = False
     restore_best: bool = True
     rescue: bool = True
-    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

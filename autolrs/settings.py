@@ -19,13 +19,11 @@ from autolrs.strategies import strategy as strategy_of
 
 IDENTITY: Final = (
     *("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best", "rescue"),
-    "args",
 )
 """Settings that must not change when a study is resumed."""
 
-LATER: Final[Mapping[str, Any]] = {"restore_best": True, "rescue": True, "args": {}}
-"""Those that came later, with their defaults: left out of the digest where they have them, so that older studies are
-found."""
+LATER: Final = ("restore_best", "rescue")
+"""Those that came later: left out of the digest where they have their default, so that older studies are found."""
 
 
 def strategy_from(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
@@ -58,7 +56,6 @@ def settings_of(
     average: bool = False,
     restore_best: bool = True,
     rescue: bool = True,
-    args: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The settings that a run is stored under.
 
@@ -93,7 +90,6 @@ def settings_of(
         average=average,
         restore_best=restore_best,
         rescue=rescue,
-        args=_plain(args or {}),
     )
 
 
@@ -112,7 +108,7 @@ def bytes_of(given: Any) -> int:
 
 def digest(settings: Settings) -> str:
     """8 hex digits of the settings that identify a run."""
-    identity = {key: value for key, value in _identity(settings).items() if key not in LATER or value != LATER[key]}
+    identity = {key: value for key, value in _identity(settings).items() if key not in LATER or value is not True}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -134,6 +130,11 @@ def _identity(settings: Settings) -> dict[str, Any]:
     """What must not change when a study is resumed."""
     plain = json.loads(json.dumps(to_json(settings)))
     return {key: plain[key] for key in IDENTITY}
+
+
+def arguments(args: Mapping[str, Any] | None) -> str:
+    """The loop's own arguments as a text that differs where they do; what shows no value is known by its class."""
+    return json.dumps(to_json(_plain(args or {})), sort_keys=True)
 
 
 def _plain_options(strategy: Any) -> dict[str, Any]:

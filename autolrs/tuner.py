@@ -29,7 +29,7 @@ from autolrs.opening import Resume, account_for_crash, check_environment, enviro
 from autolrs.protocols import Callback, CurveModel, Strategy
 from autolrs.records import Elapsed, Lost
 from autolrs.session import Session
-from autolrs.settings import bytes_of, digest, settings_of, strategy_from
+from autolrs.settings import arguments, bytes_of, digest, settings_of, strategy_from
 from autolrs.signals import stopping
 from autolrs.snapshot import seed_everything, track
 from autolrs.space import SearchSpace
@@ -102,7 +102,7 @@ def tune(
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
         options: parameters of the strategy, such as {"length": 0.03, "sampler.acquisition": "ei"}.
-        args: reach `train` as `session.args`; as the other settings, they must not change when a study is resumed.
+        args: reach `train` as `session.args`; if a study is resumed with others, it says so and is not `exact`.
         tuned: name, in `track`, of the optimizer to tune, where several are tracked.
         allow_pickle: store tracked objects that only pickle can store, and load them again.
         takeover: own the study even though another process does; that one stops at its next write.
@@ -266,7 +266,6 @@ class _Run:
             average=average,
             restore_best=restore_best,
             rescue=rescue,
-            args=args,
         )
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Callback):
@@ -275,6 +274,7 @@ class _Run:
         if max_seconds is not None and not (isinstance(max_seconds, int | float) and max_seconds > 0):
             raise SettingError(f"`max_seconds > 0` must hold, but got ({max_seconds=}).")
         around = environment() if executor is None else executor.environment(environment())
+        around["args"] = arguments(args)
         store, record = open_study(
             name or f"{base_name}-{digest(settings)}",
             settings,

@@ -324,7 +324,6 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ({"strategy": "autolrs"}, "strategy was 'horizon', now 'autolrs'"),
         ({"options": {"length": 0.25}}, "options was .*'length': 0.06.* now .*'length': 0.25"),
         ({"search_budget": 0.25}, "budget was 30, now 15"),
-        ({"args": {"bs": 16}}, r"args was \{\}, now \{'bs': 16\}"),
         ({"curve_model": "exponential"}, "curve_model was 'auto', now 'exponential'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

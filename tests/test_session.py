@@ -418,7 +418,7 @@ def test_the_reference_rate_is_the_first_groups_that_has_one() -> None:
     session = session_of(20, Scripted(rates=(0.02,), length=5))
     parameters = [nn.Parameter(torch.ones(1)) for _ in range(3)]
     optimizer = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(parameters, (0.0, 0.1, 0.05), strict=True)])
-    session.track(optimizer=optimizer)
+    session.track(optimizer=optimizer, weights=nn.ParameterList(parameters))
     for _ in steps_of(session):
         assert [group["lr"] for group in optimizer.param_groups] == [0.0, session.lr, session.lr * 0.5]
         assert session.lr == 0.02
@@ -475,8 +475,9 @@ def test_a_tracked_scheduler_is_refused() -> None:
 def test_with_several_optimizers_one_is_named() -> None:
     def start(tuned: str | None) -> tuple[Session, list[Any]]:
         session = session_of(3, tuned=tuned)
-        optimizers = [torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr) for lr in (0.1, 0.2)]
-        session.track(generator=optimizers[0], critic=optimizers[1])
+        models = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
+        optimizers = [torch.optim.SGD(m.parameters(), lr=lr) for m, lr in zip(models, (0.1, 0.2), strict=True)]
+        session.track(models=models, generator=optimizers[0], critic=optimizers[1])
         return session, optimizers
 
     with pytest.raises(

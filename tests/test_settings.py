@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from tuned_loops import SPACE
 
 from autolrs.curves.exponential import Exponential
 from autolrs.errors import SettingError, UnknownNameError
-from autolrs.records import Settings, from_json, to_json
+from autolrs.records import from_json, to_json
 from autolrs.settings import bytes_of, changes, digest, settings_of, strategy_from
 from autolrs.strategies.autolrs import AutoLRS
 from autolrs.strategies.horizon import Horizon
@@ -67,18 +65,6 @@ def test_a_setting_that_came_later_changes_the_digest_only_where_it_is_not_its_d
     other = replace(SETTINGS, **{name: False})
     assert digest(other) != digest(SETTINGS)
     assert name in changes(SETTINGS, other)
-
-
-def test_arguments_of_the_loop_belong_to_what_a_run_is() -> None:
-    def of(**args: Any) -> Settings:
-        return settings_of(steps=100, space=SPACE, strategy=Horizon(), args=args)
-
-    assert digest(of()) == digest(SETTINGS)
-    small = of(batch=16, data=Path("a"), rates=[1.0, math.nan])
-    assert from_json(json.loads(json.dumps(to_json(small)))).args.keys() == small.args.keys()
-    assert digest(small) != digest(of(batch=32, data=Path("a"), rates=[1.0, math.nan])) != digest(SETTINGS)
-    assert changes(small, of(batch=16, data=Path("b"), rates=[1.0, math.nan])) == ""  # what shows no value has none
-    assert changes(of(batch=16), of(batch=32)) == "args was {'batch': 16}, now {'batch': 32}"
 
 
 def test_what_differs_is_named() -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from loops import digest, draw, seed_all
 from torch import Tensor, nn
-from tuned_loops import SEARCH, SMALL, SPACE, Counter, build, loop, plain, run, update, validation_loss
+from tuned_loops import SEARCH, SMALL, SPACE, Counter, build, loop, plain, run, stop_at, update, validation_loss
 
 import autolrs
 from autolrs import Session, attach, load_study, tune
@@ -241,7 +241,7 @@ def test_what_is_loaded_is_what_was_returned(tmp_path: Path) -> None:
     assert loaded.final_loss == study.final_loss
     assert loaded.stages == study.stages
     assert loaded.exact
-    assert loaded.environment == study.environment == environment()
+    assert loaded.environment == study.environment == environment() | {"args": "{}"}
     assert loaded.name == "run"
     assert loaded.trials_dataframe().equals(study.trials_dataframe())
     assert len(loaded.trials_dataframe()) == sum(len(stage.trials) for stage in study.stages) > 2
@@ -938,3 +938,16 @@ def test_a_study_is_not_resumed_with_another_momentum(tmp_path):
         autolrs.tune(lambda session: train(session, 0.9, 30), **given)
     with pytest.raises(IdentityError, match=r"another momentum: 0\.9, now 0\.8"):
         autolrs.tune(lambda session: train(session, 0.8, None), **given)
+
+
+def test_a_run_that_goes_on_with_other_arguments_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    args = {"batch": 16, "rates": (1.0, math.nan), "data": Path("a")}
+    for number, given in ((20, args), (40, args | {"data": Path("b")})):  # whose value cannot be told
+        with pytest.raises(StoppedError):
+            run(tmp_path, loop(each=stop_at(number)), args=given)
+    assert "other conditions" not in caplog.text
+    study = run(tmp_path, args=args | {"batch": 32})
+    assert "resuming under other conditions (args was" in caplog.text
+    assert not study.exact
+    assert '"batch": 16' in study.exact_reason
+    assert '"batch": 32' in study.exact_reason
