@@ -49,6 +49,7 @@ showed was then mended. Test loss of `horizon` over the best schedule's in those
 | d9049bd | stress_lstm, finetune_towns | 3 | 1.024 [0.997, 1.052] | 1.006 [0.981, 1.031] | 1.013 [0.982, 1.045] |
 | 756716f | phonemes, flights, photo, VAE | 3 | 1.078 [0.977, 1.189] | 1.076 [0.974, 1.189] | 0.810 [0.736, 0.891] |
 | e469c73 | stereo, computers, words, logP | 3 | 1.031 [0.987, 1.076] | 1.030 [0.986, 1.076] | 0.804 [0.767, 0.844] |
+| the same, seeds 0 to 7 | the same | 8 | 1.068 [1.024, 1.114] | 1.068 [1.023, 1.114] | 0.830 [0.798, 0.863] |
 
 `diamonds_resnet` and `photo_denoiser` were meant to confirm f45c3e0, too, but the first rows on them showed what was
 wrong with it.
