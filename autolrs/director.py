@@ -252,7 +252,8 @@ class Director:
         self._store.append(event)
         self._events += 1
         self.record = record
-        if isinstance(event, Decided) and record.settings.budget and not record.stages[event.decision.stage].trials:
+        unsearched = not any(stage.trials for stage in record.stages)
+        if unsearched and isinstance(event, Decided) and record.settings.budget:
             log.warning("stage %d was not searched: %s", event.decision.stage, event.decision.reason)
         for callback in self._callbacks:
             callback.on_event(record, event)

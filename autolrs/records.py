@@ -30,6 +30,9 @@ POINTS: Final = 50
 READ: Final = 16
 """Losses are read at every multiple of this many steps; an objective is the mean of the last max(READ, 10 %)."""
 
+UNVALIDATED: Final = "validation loss"
+"""How the reason of a probe begins that has diverged by its validation loss alone."""
+
 
 class TrialState(StrEnum):
     """What became of a probe."""

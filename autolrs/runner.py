@@ -27,6 +27,7 @@ from autolrs.live import LiveState, Snapshot
 from autolrs.rates import Rates
 from autolrs.records import (
     READ,
+    UNVALIDATED,
     Curve,
     Finish,
     Finished,
@@ -359,7 +360,7 @@ class Runner:
             loss = self._live.measure(self.feed)
             segment.validation.append((offset, loss))
             if not math.isfinite(loss):
-                self._end_probe(segment, TrialState.DIVERGED, f"validation loss {loss}")
+                self._end_probe(segment, TrialState.DIVERGED, f"{UNVALIDATED} {loss}")
                 return
         if offset == segment.stop:
             self._end_probe(segment, TrialState.COMPLETE)
@@ -375,7 +376,7 @@ class Runner:
             loss = self._live.measure(self.feed)
             segment.validation.append((steps, loss))
             if not math.isfinite(loss):
-                state, reason = TrialState.DIVERGED, f"validation loss {loss}"
+                state, reason = TrialState.DIVERGED, f"{UNVALIDATED} {loss}"
         objective = None
         if state is not TrialState.DIVERGED and steps:
             last = segment.losses[-max(READ, probe.length // 10) :]

@@ -167,7 +167,7 @@ class Session:
         """Items until the losses are read next. The inner loop is all that most steps cost."""
         feed, pending, window, move = runner.feed, self._pending, runner.window, runner.rates.move
         done, size, exhausted = len(pending), len(window), False
-        silent, self._silent = self._silent, 0  # goes on from pass to pass
+        silent = self._silent  # goes on from pass to pass
         runner.rates.apply(window[done])
         while done < size:
             if self._halt and not silent:  # never between the micro-batches of one step

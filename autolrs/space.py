@@ -90,8 +90,10 @@ class SearchSpace:
 
         Raises:
             UnknownNameError: there is no such space or file; the message lists the shipped ones.
-            SettingError: the file is not a search space; the message names file, key and value.
+            SettingError: it is neither, or the file is not a search space; the message names file, key and value.
         """
+        if not isinstance(name_or_path, str | Path):
+            raise SettingError(f"`space` must be a name, a path or a `SearchSpace`, but got {name_or_path!r}.")
         path = Path(name_or_path)
         if path.suffix.lower() not in SUFFIXES:
             if name_or_path not in cls.names():

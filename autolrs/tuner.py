@@ -257,7 +257,7 @@ class _Run:
         strategy = strategy_from(strategy, options, curve_model)
         settings = settings_of(
             steps=steps,
-            space=_space(space),
+            space=space if isinstance(space, SearchSpace) else SearchSpace.load(space),
             strategy=strategy,
             search_budget=search_budget,
             curve_model=curve_model if isinstance(curve_model, str) else type(curve_model).__name__,
@@ -387,14 +387,6 @@ def _executor(
             "executor='ray'."
         )
     return None
-
-
-def _space(given: object) -> SearchSpace:
-    if isinstance(given, SearchSpace):
-        return given
-    if not isinstance(given, str | Path):
-        raise SettingError(f"`space` must be a name, a path or a `SearchSpace`, but got {given!r}.")
-    return SearchSpace.load(given)
 
 
 def _function_name(train: Callable[..., Any]) -> str:

@@ -951,3 +951,29 @@ def test_a_run_that_goes_on_with_other_arguments_says_so(tmp_path: Path, caplog:
     assert not study.exact
     assert '"batch": 16' in study.exact_reason
     assert '"batch": 32' in study.exact_reason
+
+
+def test_a_validation_that_is_never_finite_is_named_and_not_the_rates(tmp_path: Path) -> None:
+    def train(session: Session) -> None:
+        model, optimizer, loader = build()
+        session.track(model=model, optimizer=optimizer)
+        session.validate(lambda: math.nan)
+        for batch in session.batches(loader):
+            session.report(update(model, optimizer, batch))
+
+    with pytest.raises(DivergedError, match=r"`session.validate` gave no finite loss .*: validation loss nan\)"):
+        run(tmp_path, train, strategy="horizon")
+
+
+def test_a_run_that_has_no_room_for_a_search_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def train(session: Session) -> None:
+        model, optimizer, loader = build()
+        session.track(model=model, optimizer=optimizer)
+        while not session.done:
+            for batch in session.batches(list(loader)[:5], epochs=1):
+                session.report(update(model, optimizer, batch))
+
+    run(tmp_path, train, strategy="horizon")
+    told = [record.getMessage() for record in caplog.records if "was not searched" in record.getMessage()]
+    assert len(told) == 1
+    assert "a probe has 10 steps, the loader's pass only 5 left" in told[0]

@@ -13,7 +13,7 @@ from autolrs.curves.pooled import pooled
 from autolrs.errors import DivergedError
 from autolrs.forecasts import Forecasts
 from autolrs.protocols import Observation
-from autolrs.records import READ, Curve, Forecast, Probed, Record, Stage, Trial, TrialState
+from autolrs.records import READ, UNVALIDATED, Curve, Forecast, Probed, Record, Stage, Trial, TrialState
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +103,22 @@ def all_diverged(stage: Stage) -> bool:
 
 def not_finite_at_start(stage: Stage) -> bool:
     """Whether the loss is not finite before any update: no rate can help."""
-    return _bad_start(stage) is not None
-
-
-def _bad_start(stage: Stage) -> float | None:
-    """A loss before any update that is not finite."""
-    first = (stage.start_loss, *(trial.first_loss for trial in stage.trials))
-    return next((loss for loss in first if loss is not None and not math.isfinite(loss)), None)
+    return any(trial.first_loss is not None and not math.isfinite(trial.first_loss) for trial in stage.trials)
 
 
 def gave_up(stage: Stage) -> DivergedError:
     """Why a stage without a rate to fall back on cannot be trained."""
     if not_finite_at_start(stage):
         return DivergedError(
-            f"the loss is {_bad_start(stage)} at step {stage.start}, before any update: the model or the data "
+            f"the loss is {stage.trials[0].first_loss} at step {stage.start}, before any update: the model or the data "
             "is at fault, not the learning rate."
         )
     rates = ", ".join(f"{trial.rate:.3g}" for trial in stage.trials)
+    if all(trial.reason.startswith(UNVALIDATED) for trial in stage.trials):
+        return DivergedError(
+            f"`session.validate` gave no finite loss after any of {len(stage.trials)} probes (rates {rates}: "
+            f"{stage.trials[0].reason}), though their training losses are finite: look at it first."
+        )
     return DivergedError(
         f"all {len(stage.trials)} probes of stage {stage.index} diverged (rates {rates}). Lower the space's `bounds`, "
         "warm up longer, clip gradients, or give the search more budget to come down further."
