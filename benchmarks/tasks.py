@@ -105,10 +105,14 @@ _SHORT: Final = (
     Task("flights_embeddings", "benchmarks.problems.flights_embeddings", "sgd", half_decades(-6), development=True),
     Task("photo_field", "benchmarks.problems.photo_field", "adam", half_decades(-8), development=True),
     Task("digits_vae", "benchmarks.problems.digits_vae", "adamw", half_decades(-8), development=True),
-    Task("stereo_matching", "benchmarks.problems.stereo_matching", "sgd", half_decades(-6)),
-    Task("few_computers", "benchmarks.problems.few_computers", "adamw", half_decades(-11)),
-    Task("word_ends", "benchmarks.problems.word_ends", "adamw", half_decades(-8)),
-    Task("molecules_graph", "benchmarks.problems.molecules_graph", "adam", half_decades(-8)),
+    Task("stereo_matching", "benchmarks.problems.stereo_matching", "sgd", half_decades(-6), development=True),
+    Task("few_computers", "benchmarks.problems.few_computers", "adamw", half_decades(-11), development=True),
+    Task("word_ends", "benchmarks.problems.word_ends", "adamw", half_decades(-8), development=True),
+    Task("molecules_graph", "benchmarks.problems.molecules_graph", "adam", half_decades(-8), development=True),
+    Task("folk_tunes", "benchmarks.problems.folk_tunes", "adamw", half_decades(-7)),
+    Task("relief_unet", "benchmarks.problems.relief_unet", "adam", half_decades(-8)),
+    Task("movie_genres", "benchmarks.problems.movie_genres", "sgd", half_decades(-6)),
+    Task("language_names", "benchmarks.problems.language_names", "adam", half_decades(-8)),
 )
 
 TASKS: Final = {

@@ -112,8 +112,12 @@ def test_the_report_has_goals_models_and_tasks(folder, tmp_path, monkeypatch):
 
 
 def test_every_task_is_recorded_as_it_is_today():
-    """Curves of a task whose steps or rates were changed since would be other curves."""
+    """Curves of a task whose steps or rates were changed since would be other curves. One that only confirms may have
+    none yet."""
     meta = pd.read_parquet(FOLDER / "meta.parquet")
+    recorded = set(meta.source)
     for task in (task for task in TASKS.values() if task.times == 1):
+        if not task.development and task.name not in recorded:
+            continue
         last = dict(meta[meta.source == task.name][["curve_id", "steps_full"]].to_numpy())
         assert last == {name: len(rates) - 1 for name, rates in curves_of(task)}, task.name

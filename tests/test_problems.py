@@ -16,6 +16,7 @@ PROBLEMS = (
     *("stress_lstm", "finetune_towns", "phonemes_transformer"),
     *("flights_embeddings", "photo_field", "digits_vae"),
     *("stereo_matching", "few_computers", "word_ends", "molecules_graph"),
+    *("folk_tunes", "relief_unet", "movie_genres", "language_names"),
 )
 """Those whose data no other test looks at."""
 
