@@ -106,6 +106,9 @@ def tune(
         bool, typer.Option(help="Let a probe's end be the final state if the whole run ends higher.")
     ] = True,
     rescue: Annotated[bool, typer.Option(help="Roll back a run that breaks with a finite loss.")] = True,
+    lookahead: Annotated[
+        bool, typer.Option("--lookahead", help="Slow weights follow the optimizer's; for Adam and its kin.")
+    ] = False,
     tuned: Annotated[str | None, typer.Option(help="Name, in `track`, of the optimizer to tune.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Let checkpoints hold pickles.")] = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="Own a study that another process owns.")] = False,
@@ -158,6 +161,7 @@ def tune(
                 average=average,
                 restore_best=restore_best,
                 rescue=rescue,
+                lookahead=lookahead,
                 tuned=tuned,
                 allow_pickle=allow_pickle,
                 takeover=takeover,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 from collections.abc import Callable
 from typing import Final
 
+from autolrs import lookahead
 from autolrs.errors import UnknownNameError
 from autolrs.schedules import Schedule
 
@@ -50,8 +52,16 @@ def scheduler(optimizer):
             group["betas"] = (MOMENTUM, *group["betas"][1:])
         elif MOMENTUM is not None:
             group["momentum"] = MOMENTUM
-    return LambdaLR(optimizer, [lambda step, ratio=ratio: lr(step) * ratio for ratio in RATIOS])
-'''
+{look_ahead}    return LambdaLR(optimizer, [lambda step, ratio=ratio: lr(step) * ratio for ratio in RATIOS])
+{draw_back}'''
+
+_LOOKAHEAD: Final = f"""
+
+EVERY, SHARE = {lookahead.EVERY}, {lookahead.SHARE}  # slow weights follow the optimizer's and draw them back
+
+
+def draw_back(optimizer, args, kwargs):
+{{body}}"""
 
 
 def export(schedule: Schedule, form: str, *, name: str = "") -> str:
@@ -89,12 +99,15 @@ def _python(schedule: Schedule, name: str) -> str:
         begin = piece.start if piece.begin is None else piece.begin
         end = piece.stop if piece.end is None else piece.end
         rows.append(f"    {(piece.start, piece.stop, piece.shape, piece.first, piece.last, begin, end)!r},")
+    ahead = schedule.lookahead
     return _PYTHON.format(
         name=name,
         steps=schedule.steps,
         pieces="\n".join(rows),
         ratios=repr(schedule.ratios),
         momentum=repr(schedule.momentum),
+        look_ahead="    optimizer.register_step_post_hook(draw_back)\n" if ahead else "",
+        draw_back=_LOOKAHEAD.format(body=inspect.getsource(lookahead.draw_back).split("\n", 1)[1]) if ahead else "",
     )
 
 

@@ -196,6 +196,7 @@ class Settings:
         average: whether an average of the kept weights may become the final ones.
         restore_best: whether the end of a probe may, if the whole run ends higher.
         rescue: whether a kept run that breaks with a finite loss is rolled back.
+        lookahead: whether slow weights follow the optimizer's (`lookahead`), in probes and kept steps alike.
     """
 
     steps: int
@@ -209,6 +210,7 @@ class Settings:
     average: bool = False
     restore_best: bool = True
     rescue: bool = True
+    lookahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,7 @@ class Record:
     @property
     def schedule(self) -> Schedule | None:
         """Rates of the kept run, used and planned so far; None until the first decision."""
-        return Schedule(self.pieces, self.ratios or (1.0,), self.momentum) if self.pieces else None
+        return self._schedule(self.pieces, self.momentum) if self.pieces else None
 
     @property
     def final_schedule(self) -> Schedule | None:
@@ -283,7 +285,10 @@ class Record:
             return self.schedule
         start = self.stages[early.stage].start
         pieces = (*cut(self.pieces, 0, start), *(piece.shifted(start) for piece in early.pieces))
-        return Schedule(pieces, self.ratios or (1.0,), early.momentum)
+        return self._schedule(pieces, early.momentum)
+
+    def _schedule(self, pieces: tuple[Piece, ...], momentum: float | None) -> Schedule:
+        return Schedule(pieces, self.ratios or (1.0,), momentum, self.settings.lookahead)
 
     @property
     def momentum(self) -> float | None:

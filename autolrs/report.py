@@ -159,6 +159,7 @@ def _header(study: Study) -> RenderableType:
         ("curve model", settings.curve_model),
         ("seed", str(settings.seed)),
         *((("momentum", f"{record.momentum:g} instead of {record.own_momentum:g}"),) if record.momentum else ()),
+        *((("lookahead", "every 5 updates, half-way back to slow weights"),) if settings.lookahead else ()),
         *(
             (("averaged weights", _averaged(record)),)
             if settings.average and record.finished and not record.early

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
+from autolrs.lookahead import look_ahead
 from autolrs.momentum import set_momentum
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Schedule:
         pieces: consecutive pieces from step 0 on.
         ratios: rate of each parameter group over the reference rate, in the optimizer's order.
         momentum: what the rates go with (SGD's momentum, Adam's beta_1), if it is not the optimizer's own.
+        lookahead: whether they go with slow weights (`autolrs.lookahead`).
 
     >>> schedule = Schedule.build("linear", rate=0.1, steps=100, warmup=9)
     >>> [round(schedule(step), 4) for step in (0, 9, 99, 100)]
@@ -121,6 +123,7 @@ class Schedule:
     pieces: tuple[Piece, ...]
     ratios: tuple[float, ...] = (1.0,)
     momentum: float | None = None
+    lookahead: bool = False
 
     def __post_init__(self) -> None:
         ends = [0, *(piece.stop for piece in self.pieces)]
@@ -169,7 +172,7 @@ class Schedule:
         """A `LambdaLR` that gives `optimizer` exactly these rates; call its `step()` after each update.
 
         The base rates are set to 1.0, so that the product LambdaLR forms is the rate itself, bit for bit. The
-        optimizer is given the schedule's momentum, if that has one.
+        optimizer is given the schedule's momentum, if that has one, and looks ahead from now on if the schedule does.
 
         Raises:
             SettingError: the optimizer has another number of parameter groups than the tuned one.
@@ -185,6 +188,8 @@ class Schedule:
             group["initial_lr"] = 1.0
         if self.momentum is not None:
             set_momentum(optimizer.param_groups, self.momentum)
+        if self.lookahead:
+            look_ahead(optimizer)
 
         def of(group: int) -> Callable[[int], float]:
             return lambda step: self.rates(step)[group]
@@ -198,13 +203,15 @@ class Schedule:
             "pieces": [asdict(piece) for piece in self.pieces],
             "ratios": list(self.ratios),
             **({} if self.momentum is None else {"momentum": self.momentum}),
+            **({"lookahead": True} if self.lookahead else {}),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Schedule:
         if not isinstance(data, dict) or data.get("format") != "autolrs-schedule" or data.get("version") != 1:
             raise SettingError("not an autolrs schedule: `format` must be 'autolrs-schedule' and `version` 1.")
-        return cls(tuple(Piece(**piece) for piece in data["pieces"]), tuple(data["ratios"]), data.get("momentum"))
+        pieces = tuple(Piece(**piece) for piece in data["pieces"])
+        return cls(pieces, tuple(data["ratios"]), data.get("momentum"), data.get("lookahead", False))
 
     def save(self, path: str | Path) -> None:
         """Write the schedule as JSON; rates survive exactly."""

@@ -25,11 +25,14 @@ from autolrs.averages import Averages
 from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.director import Directing
 from autolrs.errors import SessionError, SettingError, UnsupportedError, UntrackableError
+from autolrs.lookahead import look_ahead
 from autolrs.rates import Rates, rates_of
 from autolrs.runner import Runner
 from autolrs.snapshot import GENERATORS, Tracked, Tree, track, uncovered
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from autolrs.study import Study
 
 log = logging.getLogger("autolrs")
@@ -73,6 +76,7 @@ class Session:
         self._iterating = False
         self._pending: list[Tensor] = []
         self._saved: Tree | None = None  # checkpoint to start from, when the study is resumed
+        self._lookahead: RemovableHandle | None = None
         self._halt = ""
         self._silent = 0  # items since the last report
         self._warned = False
@@ -248,6 +252,8 @@ class Session:
         """Leave the optimizer as an ordinary one."""
         if self._runner is not None:
             self._runner.rates.close()
+        if self._lookahead is not None:
+            self._lookahead.remove()
 
     def _start(self, loader: Iterable[Any], epochs: int | None) -> Runner:
         """Make the runner at the first call; give it a feed at each."""
@@ -272,6 +278,8 @@ class Session:
                     f"the optimizer trains {count} tensors that nothing tracked holds, so that no probe could be "
                     "undone: track the model, too, `session.track(model=model, optimizer=optimizer)`."
                 )
+            if self._director.record.settings.lookahead:
+                self._lookahead = look_ahead(optimizer)
             averages = self._averages()
             tracked = self._tracked if averages is None else {**self._tracked, "session.averages": averages}
             self._runner = Runner(

@@ -19,11 +19,12 @@ from autolrs.strategies import strategy as strategy_of
 
 IDENTITY: Final = (
     *("steps", "seed", "space", "strategy", "options", "budget", "curve_model", "average", "restore_best", "rescue"),
+    "lookahead",
 )
 """Settings that must not change when a study is resumed."""
 
-LATER: Final = ("restore_best", "rescue")
-"""Those that came later: left out of the digest where they have their default, so that older studies are found."""
+LATER: Final = {"restore_best": True, "rescue": True, "lookahead": False}
+"""Those that came later: left out of the digest where they have this default, so that older studies are found."""
 
 
 def strategy_from(given: Any, options: Mapping[str, Any] | None, curve_model: str | CurveModel) -> Strategy:
@@ -56,6 +57,7 @@ def settings_of(
     average: bool = False,
     restore_best: bool = True,
     rescue: bool = True,
+    lookahead: bool = False,
 ) -> Settings:
     """The settings that a run is stored under.
 
@@ -69,6 +71,7 @@ def settings_of(
         ("average is True or False", average, isinstance(average, bool)),
         ("restore_best is True or False", restore_best, isinstance(restore_best, bool)),
         ("rescue is True or False", rescue, isinstance(rescue, bool)),
+        ("lookahead is True or False", lookahead, isinstance(lookahead, bool)),
         ("0 <= seed < 2**32, an integer", seed, isinstance(seed, int) and 0 <= seed < 2**32),
         (
             "checkpoint_every >= 1, an integer",
@@ -90,6 +93,7 @@ def settings_of(
         average=average,
         restore_best=restore_best,
         rescue=rescue,
+        lookahead=lookahead,
     )
 
 
@@ -108,7 +112,7 @@ def bytes_of(given: Any) -> int:
 
 def digest(settings: Settings) -> str:
     """8 hex digits of the settings that identify a run."""
-    identity = {key: value for key, value in _identity(settings).items() if key not in LATER or value is not True}
+    identity = {key: value for key, value in _identity(settings).items() if value is not LATER.get(key, ...)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 

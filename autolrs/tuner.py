@@ -60,6 +60,7 @@ def tune(
     average: bool = False,
     restore_best: bool = True,
     rescue: bool = True,
+    lookahead: bool = False,
     resume: Resume = "auto",
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -98,6 +99,8 @@ def tune(
             validates better than the whole run, which then overfits; needs `session.validate`.
         rescue: roll a kept run back whose loss jumps most of the way back up and stays there, and go on at half the
             rate, twice at most; False: only one whose loss is not finite. For data that become harder on the way.
+        lookahead: every 5 updates, move the weights half-way back to slow ones that follow them (`autolrs.lookahead`);
+            for Adam and its kin. The schedule then does the same wherever it is replayed.
         resume: "auto": go on with an unfinished study of that name, else start one (NAME-2, ... after a finished
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.
@@ -141,6 +144,7 @@ def tune(
         average=average,
         restore_best=restore_best,
         rescue=rescue,
+        lookahead=lookahead,
         resume=resume,
         seed=seed,
         callbacks=callbacks,
@@ -244,6 +248,7 @@ class _Run:
         average: bool,
         restore_best: bool,
         rescue: bool,
+        lookahead: bool,
         resume: Resume,
         seed: int,
         callbacks: Sequence[Callback],
@@ -266,6 +271,7 @@ class _Run:
             average=average,
             restore_best=restore_best,
             rescue=rescue,
+            lookahead=lookahead,
         )
         for callback in callbacks:
             if isinstance(callback, type) or not isinstance(callback, Callback):

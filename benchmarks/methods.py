@@ -6,16 +6,20 @@ All are tuned alike: every setting is run with the first seed, the two with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from benchmarks.families import FAMILIES
+from autolrs.schedules import Schedule
+from benchmarks.families import DECAY, FAMILIES
 from benchmarks.plain import PlainSession, row
 from benchmarks.rows import Row
 from benchmarks.tasks import Task
 
 Settings = Mapping[str, Any]
+
+ADAMS: Final = ("adam", "adamw")
+"""Spaces of the optimizers that lookahead is meant for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class Method:
 def run_fixed(family: str, task: Task, settings: dict[str, Any], seed: int) -> Row:
     rates = FAMILIES[family](settings["rate"], task.steps, task.warmup)
     return row(task, family, settings, seed, PlainSession(task.steps, rates.__getitem__))
+
+
+def run_lookahead(task: Task, settings: dict[str, Any], seed: int) -> Row:
+    """The schedule that `horizon` plans, tuned by full runs with lookahead: what is gained without a search."""
+    schedule = Schedule.build("wsd", rate=settings["rate"], steps=task.steps, warmup=task.warmup, decay=DECAY)
+    return row(task, "wsd-lookahead", settings, seed, PlainSession(task.steps, replace(schedule, lookahead=True)))
 
 
 def run_untuned(task: Task, settings: dict[str, Any], seed: int) -> Row:
@@ -85,6 +95,14 @@ def _averaged(task: Task, settings: dict[str, Any], seed: int) -> Row:
     return run(task, "horizon", seed, label="horizon-averaged", average=True, **settings)
 
 
+def _both(task: Task, settings: dict[str, Any], seed: int) -> Row:
+    """The same, and with lookahead where the optimizer is of Adam's kin."""
+    from benchmarks.tuned import run
+
+    ahead = task.space in ADAMS
+    return run(task, "horizon", seed, label="horizon-both", average=True, lookahead=ahead, **settings)
+
+
 def _shorter(task: Task, settings: dict[str, Any], seed: int) -> Row:
     """`horizon` in so many steps fewer that they and its whole search budget are the steps of one run."""
     from benchmarks.tuned import run
@@ -113,6 +131,7 @@ METHODS: Final = {
     for method in (
         Method("untuned", "fixed", run_untuned, _once),
         *(Method(family, "fixed", partial(run_fixed, family), _each_rate) for family in FAMILIES),
+        Method("wsd-lookahead", "free", run_lookahead, lambda task: _each_rate(task) if task.space in ADAMS else []),
         Method("schedule-free", "free", partial(_rivals, "schedule-free"), lambda task: [{}, *_each_rate(task)]),
         Method("prodigy", "free", partial(_rivals, "prodigy"), _each_scale),
         *(Method(name, "rule", partial(_rivals, name), _each_rate) for name in ("plateau", "greedy", "hypergradient")),
@@ -121,6 +140,7 @@ METHODS: Final = {
         *(Method(name, "search", partial(_population, name), _once) for name in ("pbt", "pb2", "asha")),
         Method("horizon", "ours", partial(_ours, "horizon"), _once),
         Method("horizon-averaged", "ours", _averaged, _once),
+        Method("horizon-both", "ours", _both, _once),
         Method("horizon-short", "ours", _shorter, _once),
         Method("autolrs", "ours", partial(_ours, "autolrs"), _once),
     )

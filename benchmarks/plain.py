@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.optim import Optimizer
 
+from autolrs.lookahead import look_ahead
 from autolrs.momentum import set_momentum
 from benchmarks.rows import Row, settings_key
 from benchmarks.tasks import Task, seed_all
@@ -43,6 +44,8 @@ class PlainSession:
         self.model, self.optimizer = model, optimizer
         if (momentum := getattr(self.rates, "momentum", None)) is not None:  # a schedule of ours may name one
             set_momentum(optimizer.param_groups, momentum)
+        if getattr(self.rates, "lookahead", False):
+            look_ahead(optimizer)
 
     def validate(self, function: Callable[[], float]) -> None:
         self._validate = function

@@ -21,6 +21,7 @@ def run(
     space: str | SearchSpace = "",
     share: float = 1.0,
     average: bool = False,
+    lookahead: bool = False,
     budget: float | None = None,
     **options: object,
 ) -> Row:
@@ -31,6 +32,7 @@ def run(
         space: instead of the task's own.
         share: steps to keep, over the task's.
         average: let averaged weights be the final ones where they validate better.
+        lookahead: let slow weights follow the optimizer's.
         budget: probe steps a kept step at most; None: the strategy's own.
         options: of the strategy.
     """
@@ -44,6 +46,7 @@ def run(
             strategy=strategy,
             options=options,
             average=average,
+            lookahead=lookahead,
             search_budget=budget,
             seed=seed,
             storage=folder,

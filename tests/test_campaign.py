@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.campaign import finalists, missing, run_all
-from benchmarks.methods import METHODS, Method, Settings
+from benchmarks.methods import ADAMS, METHODS, Method, Settings
 from benchmarks.rows import Row, append, read, settings_key
 from benchmarks.tasks import CONFIRMATION, EXAMPLES, TASKS, Task, half_decades
 
@@ -75,7 +75,8 @@ def test_all_methods_have_settings_for_all_tasks() -> None:
     for each in METHODS.values():
         for task in TASKS.values():
             keys = [settings_key(settings) for settings in each.settings(task)]
-            assert len(keys) == len(set(keys)) > 0
+            assert len(keys) == len(set(keys))
+            assert keys or (each.name == "wsd-lookahead" and task.space not in ADAMS)
 
 
 def test_all_settings_first_then_the_finalists() -> None:

@@ -33,7 +33,7 @@ def schedules(draw):
     second = base_pieces(draw(base), rate=draw(rates), start=turn, stop=steps)
     ratios = tuple(draw(st.lists(st.floats(0, 10), min_size=1, max_size=3)))
     momentum = draw(st.none() | st.floats(0.01, 0.99))
-    return Schedule((*cut(first, 0, turn), *second), ratios, momentum)
+    return Schedule((*cut(first, 0, turn), *second), ratios, momentum, draw(st.booleans()))
 
 
 def load(text):
