@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 from collections.abc import Callable
 from typing import Final
 
-from autolrs import lookahead
 from autolrs.errors import UnknownNameError
+from autolrs.lookahead import EVERY, SHARE
 from autolrs.schedules import Schedule
 
 _PYTHON: Final = '''\
@@ -52,16 +51,25 @@ def scheduler(optimizer):
             group["betas"] = (MOMENTUM, *group["betas"][1:])
         elif MOMENTUM is not None:
             group["momentum"] = MOMENTUM
-{look_ahead}    return LambdaLR(optimizer, [lambda step, ratio=ratio: lr(step) * ratio for ratio in RATIOS])
-{draw_back}'''
+{look_ahead}    return {kind}(optimizer, [lambda step, ratio=ratio: lr(step) * ratio for ratio in RATIOS])
+'''
 
-_LOOKAHEAD: Final = f"""
+_LOOKAHEAD: Final = '''
+    class LookaheadLR(LambdaLR):
+        """Slow weights follow the optimizer's, and every {every} updates draw them back."""
 
-EVERY, SHARE = {lookahead.EVERY}, {lookahead.SHARE}  # slow weights follow the optimizer's and draw them back
+        slow = None
 
+        def step(self, epoch=None):
+            super().step(epoch)
+            weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+            if self.last_epoch > 0 and self.slow is None:
+                self.slow = [p.detach().clone() for p in weights]
+            elif self.last_epoch > 0 and self.last_epoch % {every} == 0:
+                for p, slow in zip(weights, self.slow):
+                    p.data.copy_(slow.lerp_(p.data, {share}))
 
-def draw_back(optimizer, args, kwargs):
-{{body}}"""
+'''
 
 
 def export(schedule: Schedule, form: str, *, name: str = "") -> str:
@@ -99,15 +107,17 @@ def _python(schedule: Schedule, name: str) -> str:
         begin = piece.start if piece.begin is None else piece.begin
         end = piece.stop if piece.end is None else piece.end
         rows.append(f"    {(piece.start, piece.stop, piece.shape, piece.first, piece.last, begin, end)!r},")
-    ahead = schedule.lookahead
+    kind, look_ahead = "LambdaLR", ""
+    if schedule.lookahead:
+        kind, look_ahead = "LookaheadLR", _LOOKAHEAD.format(every=EVERY, share=SHARE)
     return _PYTHON.format(
         name=name,
         steps=schedule.steps,
         pieces="\n".join(rows),
         ratios=repr(schedule.ratios),
         momentum=repr(schedule.momentum),
-        look_ahead="    optimizer.register_step_post_hook(draw_back)\n" if ahead else "",
-        draw_back=_LOOKAHEAD.format(body=inspect.getsource(lookahead.draw_back).split("\n", 1)[1]) if ahead else "",
+        look_ahead=look_ahead,
+        kind=kind,
     )
 
 

@@ -4,11 +4,12 @@ Every k updates, of the weights theta and the slow weights phi,
 
     phi <- phi + alpha (theta - phi),     theta <- phi
 
-so that what the optimizer's steps have in common is kept and what they do against each other is halved. An optimizer
-of the Adam family then takes about twice the rate, and one that is somewhat too high costs less (docs/algorithm.md).
+With the paper's alpha = 1/2 the weights go half as far, and what k updates do against each other is gone sooner. An
+optimizer of the Adam family then takes about twice the rate, and one that is somewhat too high costs less, as a rule
+(docs/algorithm.md says where not).
 
-The slow weights and the count of updates live in the optimizer's own state: in its `state_dict`, in every snapshot and
-checkpoint, on every worker.
+The slow weights begin after the first update, not before it, because weights are often loaded late. They are no part of
+the optimizer: a session tracks them, and the scheduler that replays a schedule holds them.
 
 References:
     Zhang, Lucas, Hinton and Ba, "Lookahead Optimizer: k steps forward, 1 step back", 2019, arXiv 1907.08610,
@@ -17,11 +18,13 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.optim import Optimizer
-    from torch.utils.hooks import RemovableHandle
+    from torch.optim.lr_scheduler import LambdaLR
 
 EVERY: Final = 5
 """k, as in the paper."""
@@ -30,31 +33,73 @@ SHARE: Final = 0.5
 """alpha, as in the paper."""
 
 
-def look_ahead(optimizer: Optimizer) -> RemovableHandle:
-    """Have `optimizer` look ahead from its next `step()` on; `remove()` of what is returned ends it."""
-    return optimizer.register_step_post_hook(draw_back)
+def draw_back(optimizer: Optimizer, slow: list[Tensor], count: int) -> None:
+    """What is due after update number `count`, from 1.
 
-
-# Exported schedules hold the body of this function, so it needs nothing but the two constants.
-def draw_back(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """After each update: count it, and every `EVERY` of them move slow weights and weights.
-
-    A parameter's slow weights begin where it is when it is first met with a gradient: after the first update, or at
-    one of those that move.
+    Args:
+        slow: a tensor a parameter, in the optimizer's order, written in place; empty: they begin here.
     """
-    import torch
+    weights = _weights(optimizer)
+    if not slow:
+        slow.extend(weight.detach().clone() for weight in weights)
+    elif count % EVERY == 0:
+        import torch
 
-    for group in optimizer.param_groups:
-        group["lookahead"] = count = group.get("lookahead", 0) + 1
-        if count != 1 and count % EVERY:
-            continue
-        state = optimizer.state
         with torch.no_grad():
-            known = [p for p in group["params"] if "slow" in state.get(p, ())]
-            if known and count % EVERY == 0:
-                slow = [state[p]["slow"] for p in known]
-                torch._foreach_lerp_(slow, known, SHARE)
-                torch._foreach_copy_(known, slow)
-            for p in group["params"]:
-                if p.grad is not None and "slow" not in state[p]:  # its other state is there: it has been updated
-                    state[p]["slow"] = p.detach().clone()
+            torch._foreach_lerp_(slow, weights, SHARE)
+            torch._foreach_copy_(weights, slow)
+
+
+class Lookahead:
+    """The slow weights of an optimizer in a session, as something to track (`snapshot.Tracked`)."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._slow: list[Tensor] = []
+        self._count = 0
+
+    def after(self, count: int) -> None:
+        """To be called after each update with their number so far; a second call with the same does nothing."""
+        if count > self._count:
+            self._count = count
+            draw_back(self._optimizer, self._slow, count)
+
+    def capture(self) -> dict[str, Any]:
+        return {"kind": "lookahead", "count": self._count, "slow": [tensor.clone() for tensor in self._slow]}
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        self._count, self._slow = tree["count"], _beside(self._optimizer, tree["slow"])
+
+
+def lookahead_lr(optimizer: Optimizer, rates: Sequence[Callable[[int], float]]) -> LambdaLR:
+    """A `LambdaLR` whose optimizer looks ahead: its `step()`, after each update, does what is due.
+
+    Its `state_dict` holds the slow weights, so that a training that goes on from there goes on the same.
+    """
+    from torch.optim.lr_scheduler import LambdaLR
+
+    class LookaheadLR(LambdaLR):
+        def __init__(self) -> None:
+            self.slow: list[Tensor] = []
+            super().__init__(optimizer, list(rates))
+
+        def step(self, epoch: int | None = None) -> None:
+            super().step(epoch)
+            if self.last_epoch > 0:  # the first call is that of `__init__`
+                draw_back(self.optimizer, self.slow, self.last_epoch)
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            super().load_state_dict(state_dict)
+            self.slow = _beside(self.optimizer, self.slow)  # not the tensors given, which may be in use elsewhere
+
+    return LookaheadLR()
+
+
+def _weights(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _beside(optimizer: Optimizer, slow: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the devices of the weights that they are of; none if they have not begun."""
+    weights = _weights(optimizer) if slow else []
+    return [mine.to(weight.device, copy=True) for mine, weight in zip(slow, weights, strict=True)]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
-from autolrs.lookahead import look_ahead
+from autolrs.lookahead import lookahead_lr
 from autolrs.momentum import set_momentum
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class Schedule:
             raise SettingError(f"`ratios` must be finite and not negative, one a group, but got {self.ratios}.")
         if self.momentum is not None and not 0 < self.momentum < 1:
             raise SettingError(f"`0 < momentum < 1` must hold, but got (momentum={self.momentum}).")
+        if not isinstance(self.lookahead, bool):
+            raise SettingError(f"`lookahead is True or False` must hold, but got (lookahead={self.lookahead!r}).")
 
     @classmethod
     def build(cls, base: str, *, rate: float, steps: int, warmup: int = 0, decay: float = 0.2) -> Schedule:
@@ -172,7 +174,8 @@ class Schedule:
         """A `LambdaLR` that gives `optimizer` exactly these rates; call its `step()` after each update.
 
         The base rates are set to 1.0, so that the product LambdaLR forms is the rate itself, bit for bit. The
-        optimizer is given the schedule's momentum, if that has one, and looks ahead from now on if the schedule does.
+        optimizer is given the schedule's momentum, if that has one; of a schedule with lookahead the `LambdaLR` holds
+        the slow weights, and its `step()` draws the optimizer's back to them.
 
         Raises:
             SettingError: the optimizer has another number of parameter groups than the tuned one.
@@ -188,13 +191,12 @@ class Schedule:
             group["initial_lr"] = 1.0
         if self.momentum is not None:
             set_momentum(optimizer.param_groups, self.momentum)
-        if self.lookahead:
-            look_ahead(optimizer)
 
         def of(group: int) -> Callable[[int], float]:
             return lambda step: self.rates(step)[group]
 
-        return LambdaLR(optimizer, [of(group) for group in range(len(self.ratios))])
+        rates = [of(group) for group in range(len(self.ratios))]
+        return lookahead_lr(optimizer, rates) if self.lookahead else LambdaLR(optimizer, rates)
 
     def to_json(self) -> dict[str, Any]:
         return {

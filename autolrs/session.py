@@ -25,14 +25,12 @@ from autolrs.averages import Averages
 from autolrs.batches import Feed, PassEnded, position_of
 from autolrs.director import Directing
 from autolrs.errors import SessionError, SettingError, UnsupportedError, UntrackableError
-from autolrs.lookahead import look_ahead
+from autolrs.lookahead import Lookahead
 from autolrs.rates import Rates, rates_of
 from autolrs.runner import Runner
 from autolrs.snapshot import GENERATORS, Tracked, Tree, track, uncovered
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
     from autolrs.study import Study
 
 log = logging.getLogger("autolrs")
@@ -76,7 +74,7 @@ class Session:
         self._iterating = False
         self._pending: list[Tensor] = []
         self._saved: Tree | None = None  # checkpoint to start from, when the study is resumed
-        self._lookahead: RemovableHandle | None = None
+        self._lookahead: Lookahead | None = None
         self._halt = ""
         self._silent = 0  # items since the last report
         self._warned = False
@@ -156,6 +154,8 @@ class Session:
         self._iterating = True
         try:
             while True:
+                if self._lookahead is not None:  # an update after which the loop was left
+                    self._lookahead.after(runner.step + len(self._pending))
                 try:
                     if not runner.turn():
                         return
@@ -172,6 +172,7 @@ class Session:
         feed, pending, window, move = runner.feed, self._pending, runner.window, runner.rates.move
         done, size, exhausted = len(pending), len(window), False
         silent = self._silent  # goes on from pass to pass
+        ahead, before = self._lookahead, runner.step
         runner.rates.apply(window[done])
         while done < size:
             if self._halt and not silent:  # never between the micro-batches of one step
@@ -194,6 +195,8 @@ class Session:
                     raise SessionError(
                         "`report` was called twice for one item: call it once per optimizer step, at its end."
                     )
+                if ahead is not None:
+                    ahead.after(before + done)
                 if done == size or self._halt:
                     exhausted = False
                     break
@@ -252,8 +255,6 @@ class Session:
         """Leave the optimizer as an ordinary one."""
         if self._runner is not None:
             self._runner.rates.close()
-        if self._lookahead is not None:
-            self._lookahead.remove()
 
     def _start(self, loader: Iterable[Any], epochs: int | None) -> Runner:
         """Make the runner at the first call; give it a feed at each."""
@@ -278,10 +279,10 @@ class Session:
                     f"the optimizer trains {count} tensors that nothing tracked holds, so that no probe could be "
                     "undone: track the model, too, `session.track(model=model, optimizer=optimizer)`."
                 )
-            if self._director.record.settings.lookahead:
-                self._lookahead = look_ahead(optimizer)
             averages = self._averages()
-            tracked = self._tracked if averages is None else {**self._tracked, "session.averages": averages}
+            tracked = {**self._tracked, **({} if averages is None else {"session.averages": averages})}
+            if self._director.record.settings.lookahead:
+                self._lookahead = tracked["session.lookahead"] = Lookahead(optimizer)
             self._runner = Runner(
                 self._director, tracked, Rates(optimizer, own), feed, self._validate, self._pending, averages
             )

@@ -100,7 +100,8 @@ def tune(
         rescue: roll a kept run back whose loss jumps most of the way back up and stays there, and go on at half the
             rate, twice at most; False: only one whose loss is not finite. For data that become harder on the way.
         lookahead: every 5 updates, move the weights half-way back to slow ones that follow them (`autolrs.lookahead`);
-            for Adam and its kin. The schedule then does the same wherever it is replayed.
+            for Adam and its kin. The schedule then does the same wherever it is replayed. Memory for the model once
+            more, here and in snapshots.
         resume: "auto": go on with an unfinished study of that name, else start one (NAME-2, ... after a finished
             one); "must": it has to exist, unfinished; "never": always start a new one.
         seed: of Python's, NumPy's and PyTorch's generators, set before `train` is called, and of the search.

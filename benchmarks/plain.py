@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.optim import Optimizer
 
-from autolrs.lookahead import look_ahead
+from autolrs.lookahead import Lookahead
 from autolrs.momentum import set_momentum
 from benchmarks.rows import Row, settings_key
 from benchmarks.tasks import Task, seed_all
@@ -44,8 +44,7 @@ class PlainSession:
         self.model, self.optimizer = model, optimizer
         if (momentum := getattr(self.rates, "momentum", None)) is not None:  # a schedule of ours may name one
             set_momentum(optimizer.param_groups, momentum)
-        if getattr(self.rates, "lookahead", False):
-            look_ahead(optimizer)
+        self._lookahead = Lookahead(optimizer) if getattr(self.rates, "lookahead", False) else None
 
     def validate(self, function: Callable[[], float]) -> None:
         self._validate = function
@@ -64,6 +63,8 @@ class PlainSession:
                 self.step = step
                 yield batch
                 step += 1
+                if self._lookahead is not None:
+                    self._lookahead.after(step)
 
     def report(self, loss: torch.Tensor) -> None:
         self.after(loss)

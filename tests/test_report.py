@@ -93,6 +93,13 @@ def test_another_momentum_is_shown():
     assert "momentum" in text_of(study(replace(found, stages=(replace(stages[0], trials=trials), *stages[1:]))))
 
 
+def test_lookahead_is_shown():
+    record = example_record()
+    ahead = replace(record, settings=replace(record.settings, lookahead=True))
+    assert "half-way back to slow weights" in text_of(study(ahead))
+    assert "lookahead" not in text_of(study(record))
+
+
 def test_only_changed_options_are_shown():
     default = strategy("autolrs")
     same = {"k": default.k, "sampler": {"kind": "GPSampler", "acquisition": "lcb", "kappa": 2.0}}

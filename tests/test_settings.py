@@ -12,7 +12,7 @@ from tuned_loops import SPACE
 from autolrs.curves.exponential import Exponential
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.records import from_json, to_json
-from autolrs.settings import bytes_of, changes, digest, settings_of, strategy_from
+from autolrs.settings import LATER, bytes_of, changes, digest, settings_of, strategy_from
 from autolrs.strategies.autolrs import AutoLRS
 from autolrs.strategies.horizon import Horizon
 
@@ -39,6 +39,7 @@ def test_settings_hold_every_parameter_of_the_strategy() -> None:
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"average": 1}, "average"),
         ({"restore_best": None}, "restore_best"),
+        ({"lookahead": 5}, "lookahead"),
     ],
 )
 def test_what_breaks_a_rule_is_refused(given: dict[str, Any], rule: str) -> None:
@@ -58,11 +59,11 @@ def test_the_same_settings_have_the_same_digest_and_no_changes() -> None:
     assert changes(SETTINGS, replace(SETTINGS, checkpoint_every=7)) == ""  # changes no result
 
 
-@pytest.mark.parametrize("name", ["restore_best", "rescue"])
+@pytest.mark.parametrize("name", LATER)
 def test_a_setting_that_came_later_changes_the_digest_only_where_it_is_not_its_default(name: str) -> None:
     older = {key: value for key, value in to_json(SETTINGS).items() if key != name}
     assert from_json(older) == SETTINGS
-    other = replace(SETTINGS, **{name: False})
+    other = replace(SETTINGS, **{name: not getattr(SETTINGS, name)})
     assert digest(other) != digest(SETTINGS)
     assert name in changes(SETTINGS, other)
 
