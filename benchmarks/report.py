@@ -59,9 +59,11 @@ for autolrs its probes (less those adopted as training) and roll-backs. *wall*: 
 thread of a busy machine. Ratios are of losses, paired by seed, geometric means with 95 % intervals (Student's t over
 seeds); below 1 is better. *best schedule* is the one with the lowest mean validation loss of all families.
 *averaged weights*: `average=True`, `horizon` whose final weights are an average of the kept ones where that has the
-lower validation loss; the run is the same. Tasks with "@4" are four times as long, and tuned with the three best
-families at the three rates about the short task's best only. Where the whole run overfits, `horizon` keeps the end of
-its best miniature (`finetune_digits`, `few_computers`); a fixed schedule keeps its last weights.
+lower validation loss; the run is the same. *and lookahead* (`horizon-both`): averaged weights, and with Adam, AdamW and
+NAdam `lookahead=True`; `wsd-lookahead` is the schedule that `horizon` plans, tuned by full runs with lookahead. Tasks
+with "@4" are four times as long, and tuned with the three best families at the three rates about the short task's best
+only. Where the whole run overfits, `horizon` keeps the end of its best miniature (`finetune_digits`, `few_computers`);
+a fixed schedule keeps its last weights.
 """
 
 
@@ -90,16 +92,18 @@ def summary(rows: Sequence[Row], tasks: Sequence[Task]) -> str:
     """`horizon` against what a user could do instead, task by task and over the confirmation tasks."""
     head = (
         *("task", "best schedule", "`horizon` / it, validation", "test", "/ untuned, test"),
-        *("with averaged weights / best, test", "seeds", "search"),
+        *("with averaged weights / best, test", "and lookahead", "seeds", "search"),
     )
     table, kinds = [], dict[str, list[tuple[Ratio | None, ...]]]()
     for task in tasks:
         ours, best = line_of(rows, task.name, "horizon"), best_line(rows, task.name, FAMILIES)
-        untuned, averaged = (line_of(rows, task.name, name) for name in ("untuned", "horizon-averaged"))
+        others = ("untuned", "horizon-averaged", "horizon-both")
+        untuned, averaged, both = (line_of(rows, task.name, name) for name in others)
         if ours is None or best is None:
             continue
         found = [ratio(ours, best, "validation_loss"), ratio(ours, best)]
-        found += [ratio(ours, untuned) if untuned else None, ratio(averaged, best) if averaged else None]
+        found.append(ratio(ours, untuned) if untuned else None)
+        found += [ratio(line, best) if line else None for line in (averaged, both)]
         table.append(
             [
                 _name(task),

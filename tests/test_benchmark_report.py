@@ -59,7 +59,7 @@ def test_the_summary_has_each_task_and_the_means_of_its_kind() -> None:
     rows = [row for task, ours in zip(tasks, (0.5, 0.32, 0.9), strict=True) for row in rows_of(task, ours)]
     text = report.summary(rows, tasks)
     assert cells(text, "mnist_cnn")[1:4] == ["wsd, 0.01", "0.500 [0.500, 0.500]", "0.500 [0.500, 0.500]"]
-    assert cells(text, "digits_vae (confirms)")[5:] == ["", "2", "0.20"]
+    assert cells(text, "digits_vae (confirms)")[5:] == ["", "", "2", "0.20"]
     assert cells(text, "**development, geometric mean**")[3] == "0.400 [0.400, 0.400]"
     assert cells(text, "**confirmation, geometric mean**")[3:5] == ["0.900 [0.900, 0.900]", "0.180 [0.180, 0.180]"]
 
@@ -68,15 +68,17 @@ def test_a_mean_over_tasks_needs_all_of_them() -> None:
     tasks = [TASKS[name] for name in ("mnist_cnn", "tabular_mlp")]
     rows = [row for task in tasks for row in rows_of(task, 0.5)]
 
-    def averaged(name: str) -> list[Row]:
+    def averaged(name: str, method: str = "horizon-averaged") -> list[Row]:
         ours = [row for row in rows if (row.task, row.method) == (name, "horizon")]
-        return [replace(row, method="horizon-averaged", test_loss=0.9 * row.test_loss) for row in ours]
+        return [replace(row, method=method, test_loss=0.9 * row.test_loss) for row in ours]
 
     rows += averaged("mnist_cnn")
     text = report.summary(rows, tasks)
     assert cells(text, "mnist_cnn")[5] == "0.450 [0.450, 0.450]"
     assert cells(text, "**development, geometric mean**")[5] == ""
-    text = report.summary([*rows, *averaged("tabular_mlp")], tasks)
+    both = [row for name in ("mnist_cnn", "tabular_mlp") for row in averaged(name, "horizon-both")]
+    text = report.summary([*rows, *averaged("tabular_mlp"), *both], tasks)
+    assert cells(text, "**development, geometric mean**")[6] == "0.450 [0.450, 0.450]"
     assert cells(text, "**development, geometric mean**")[5] == "0.450 [0.450, 0.450]"
 
 

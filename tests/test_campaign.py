@@ -53,7 +53,8 @@ def method(name: str, rates: tuple[float, ...] = RATES) -> Method:
 
 def test_tasks_are_as_the_benchmark_says() -> None:
     assert len(EXAMPLES) == 3
-    assert CONFIRMATION == ("folk_tunes", "relief_unet", "movie_genres", "language_names")
+    assert CONFIRMATION[:4] == ("stereo_matching", "few_computers", "word_ends", "molecules_graph")
+    assert CONFIRMATION[4:] == ("folk_tunes", "relief_unet", "movie_genres", "language_names")
     assert not {*EXAMPLES} & {*CONFIRMATION}
     assert all(TASKS[name].development for name in EXAMPLES)
     assert half_decades(-2, 2) == (0.1, 0.316)
