@@ -58,16 +58,25 @@ _LOOKAHEAD: Final = '''
     class LookaheadLR(LambdaLR):
         """Slow weights follow the optimizer's, and every {every} updates draw them back."""
 
-        slow = None
+        slow = ()
 
         def step(self, epoch=None):
             super().step(epoch)
-            weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-            if self.last_epoch > 0 and self.slow is None:
-                self.slow = [p.detach().clone() for p in weights]
+            if self.last_epoch > 0 and not self.slow:
+                self.slow = [p.detach().clone() for p in self.weights()]
             elif self.last_epoch > 0 and self.last_epoch % {every} == 0:
-                for p, slow in zip(weights, self.slow):
+                for p, slow in zip(self.weights(), self.slow):
                     p.data.copy_(slow.lerp_(p.data, {share}))
+
+        def state_dict(self):
+            return super().state_dict() | {{"slow": [slow.clone() for slow in self.slow]}}
+
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            self.slow = [slow.to(p.device, copy=True) for slow, p in zip(self.slow, self.weights())]
+
+        def weights(self):
+            return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 '''
 

@@ -88,6 +88,9 @@ def lookahead_lr(optimizer: Optimizer, rates: Sequence[Callable[[int], float]]) 
             if self.last_epoch > 0:  # the first call is that of `__init__`
                 draw_back(self.optimizer, self.slow, self.last_epoch)
 
+        def state_dict(self) -> dict[str, Any]:
+            return super().state_dict() | {"slow": [tensor.clone() for tensor in self.slow]}
+
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             super().load_state_dict(state_dict)
             self.slow = _beside(self.optimizer, self.slow)  # not the tensors given, which may be in use elsewhere

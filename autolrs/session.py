@@ -154,7 +154,7 @@ class Session:
         self._iterating = True
         try:
             while True:
-                if self._lookahead is not None:  # an update after which the loop was left
+                if self._lookahead is not None and self._pending:  # the loop was left after an update
                     self._lookahead.after(runner.step + len(self._pending))
                 try:
                     if not runner.turn():

@@ -26,7 +26,7 @@ from autolrs.checkpoints import CheckpointStore
 from autolrs.errors import IdentityError, SettingError, StoppedError
 from autolrs.exports import export
 from autolrs.lookahead import EVERY, SHARE, Lookahead, draw_back
-from autolrs.records import Probed, Trained
+from autolrs.records import Finished, Probed, Trained
 from autolrs.schedules import Schedule
 from autolrs.session import Session
 from autolrs.storage import StudyStore
@@ -123,14 +123,20 @@ def test_it_is_put_back_bit_for_bit_and_shares_no_memory() -> None:
     assert ahead.capture() == {"kind": "lookahead", "count": 0, "slow": []}
 
 
-def test_a_plain_loop_goes_on_from_its_own_checkpoint() -> None:
+def exported(schedule: Schedule) -> Any:
+    module: dict[str, Any] = {}
+    exec(compile(export(schedule, "python", name="run"), "schedule.py", "exec"), module)
+    return module["scheduler"]
+
+
+@pytest.mark.parametrize("scheduler_of", [lambda schedule: schedule.to_lambda_lr, exported], ids=["own", "exported"])
+def test_a_plain_loop_goes_on_from_its_own_checkpoint(scheduler_of: Callable[[Schedule], Any]) -> None:
     schedule = Schedule(Schedule.build("wsd", rate=0.1, steps=4 * EVERY).pieces, lookahead=True)
 
     def start() -> tuple[list[nn.Parameter], Optimizer, LambdaLR]:
         parameters = weights()
         optimizer = torch.optim.Adam(parameters)
-        scheduler = schedule.to_lambda_lr(optimizer)
-        return parameters, optimizer, scheduler
+        return parameters, optimizer, scheduler_of(schedule)(optimizer)
 
     def go(parameters: list[nn.Parameter], optimizer: Optimizer, scheduler: LambdaLR, steps: int) -> list[Tensor]:
         for _ in range(steps):
@@ -140,17 +146,17 @@ def test_a_plain_loop_goes_on_from_its_own_checkpoint() -> None:
 
     first = start()
     there = go(*first, EVERY + 2)
+    saved = copy.deepcopy(first[1].state_dict()), first[2].state_dict()
     file = io.BytesIO()
-    torch.save([first[1].state_dict(), first[2].state_dict()], file)
+    torch.save(saved, file)
     file.seek(0)
     end = go(*first, 2 * EVERY)
-    saved = torch.load(file, weights_only=True)
-    for _ in range(2):  # the second from tensors that the first was given, too
+    for optimizer_state, state in (saved, saved, torch.load(file, weights_only=True)):
         other = start()
         for p, value in zip(other[0], there, strict=True):
             p.data.copy_(value)
-        other[1].load_state_dict(copy.deepcopy(saved[0]))
-        other[2].load_state_dict(saved[1])
+        other[1].load_state_dict(copy.deepcopy(optimizer_state))
+        other[2].load_state_dict(state)
         assert all(map(torch.equal, go(*other, 2 * EVERY), end))
 
 
@@ -267,10 +273,22 @@ def test_a_roll_back_takes_the_slow_weights_back_too(tmp_path: Path) -> None:
     assert all(map(torch.equal, saved["slow"], slow))
 
 
-def test_the_end_of_a_miniature_is_what_its_schedule_does(tmp_path: Path) -> None:
-    study = run(tmp_path, overfitting(), **OVERFITS, **AHEAD)
+@pytest.mark.parametrize("stored", [None, True, False])
+def test_the_end_of_a_miniature_is_not_drawn_back_again(
+    tmp_path: Path, stored: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose 17 updates are not the 150 of the whole run; nor if the process dies as it is chosen."""
+    settings = OVERFITS | AHEAD | {"strategy": replace(OVERFITS["strategy"], length=17)}
+    if stored is not None:
+        monkeypatch.setattr(StudyStore, "append", dying_beside(Finished, stored=stored))
+        with pytest.raises(Killed):
+            run(tmp_path, overfitting(), **settings)
+        monkeypatch.undo()
+    study = run(tmp_path, overfitting(), **settings)
     assert study.record.early is not None
     assert study.schedule.lookahead
+    whole = run(tmp_path / "whole", overfitting(), **settings)
+    assert (study.result["loss"], study.final_loss) == (whole.final_loss, whole.final_loss)
 
 
 def test_averages_are_of_what_was_drawn_back(tmp_path: Path) -> None:
@@ -282,19 +300,16 @@ def test_averages_are_of_what_was_drawn_back(tmp_path: Path) -> None:
 
 def test_the_exported_python_does_the_same(tmp_path: Path) -> None:
     study = run(tmp_path, **AHEAD)
-    code = export(study.schedule, "python", name="run")
-    module: dict[str, Any] = {}
-    exec(compile(code, "schedule.py", "exec"), module)
 
     class Exported:
         steps = study.schedule.steps
 
         @staticmethod
         def to_lambda_lr(optimizer: Optimizer) -> Any:
-            return module["scheduler"](optimizer)
+            return exported(study.schedule)(optimizer)
 
     assert plain(Exported()) == study.result  # type: ignore[arg-type]
-    assert "draw_back" not in export(replace(study.schedule, lookahead=False), "python")
+    assert "LookaheadLR" not in export(replace(study.schedule, lookahead=False), "python")
 
 
 @pytest.mark.parametrize("updates", [3, 12, 29, 41, 52, 70, 79])
