@@ -136,13 +136,26 @@ def _read(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, yaml.SafeLoader)
+        if isinstance(tree, yaml.MappingNode):
+            _check_once(path, [(str(key.value), key.start_mark.line + 1) for key, _ in tree.value])
+        return yaml.safe_load(text)
     except FileNotFoundError:
         raise UnknownNameError(
             f"there is no search-space file {path}; shipped spaces: {', '.join(SearchSpace.names())}"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingError(f"{path}: cannot be read as YAML: {error}") from error
+
+
+def _check_once(path: Path, keys: Sequence[tuple[str, int]]) -> None:
+    """YAML's loader would silently take the last of several values of a key; `keys`: with their lines."""
+    lines: dict[str, int] = {}
+    for key, line in keys:
+        if key in lines:
+            raise SettingError(f"{path}: `{key}` stands in line {lines[key]} and again in line {line}: keep one.")
+        lines[key] = line
 
 
 def _check(holds: bool, rule: str, **values: Any) -> None:

@@ -147,6 +147,7 @@ def test_bad_values_get_their_rule_and_value(values: dict[str, Any], words: list
         ("bounds: [0.1, 1]\nwarm_up: 0.1\n", ["unknown key `warm_up` (did you mean `warmup`?)", "0.1", "known keys"]),
         ("bounds: [0.1, 1]\n3: 0.1\n", ["unknown key `3` with value 0.1", "known keys: name, bounds"]),
         ("bounds: [0.1, 1]\nself: 1\n", ["unknown key `self`"]),
+        ("bounds: [0.1, 1]\ngamma: 0\nbounds: [1, 2]\n", ["`bounds` stands in line 1 and again in line 3", "keep one"]),
         ("bounds: !!python/name:os.system\n", ["cannot be read as YAML"]),
     ],
 )
