@@ -38,7 +38,7 @@ INTERVAL: Final = (0.05, 0.95)
 _KAPPA: Final = ((-0.366, 1 / 6), (0.5, 2 / 3), (1.366, 1 / 6))  # Gauss-Hermite nodes of a normal .5 ± .5
 _PROGRESS: Final = 0.5  # deviation of what another shape's progress brings, over what the laws say
 _FARTHEST: Final = 3.0  # factor between peak rates beyond which nothing is said
-_LONGEST: Final = 3.0  # progress of a schedule over that of the data, likewise
+_REACH: Final = (0.5, 3.0)  # progress of a schedule over that of the data, likewise: laws say nothing of early losses
 _COOLING: Final = 0.2  # difference of the final rates, over the peak, that takes a known cooling
 _TIMESCALE: Final = 0.02  # over which a final rate is averaged, over the run's length
 _POINTS: Final = 16  # of a schedule's end at which the loss is forecast
@@ -171,8 +171,10 @@ def _refusal(schedule: Schedule, used: RatePath, fit: Fit, found: tuple[Paramete
         )
     end = np.array([float(schedule.steps)])
     progress = float(path.progress(end)[0]) / fit.progress
-    if progress > _LONGEST:
-        return f"the sum of its rates is {progress:.1f} times that of the data, and the laws reach {_LONGEST:g} times"
+    low, high = _REACH
+    if not low <= progress <= high:
+        reach = f"the laws reach from {low:g} to {high:g} times"
+        return f"the sum of its rates is {progress:.2g} times that of the data, and {reach}"
     cooling = next(one for one in found if one.name == "cooling")
     timescale = np.array([_TIMESCALE * fit.length])
     asked, seen = (

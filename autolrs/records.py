@@ -64,6 +64,9 @@ class Curve:
     start: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("offsets", "losses", "rates"):
+            if not isinstance(values := getattr(self, name), tuple):  # others cannot be looked up in a cache
+                object.__setattr__(self, name, tuple(values))
         if not len(self.offsets) == len(self.losses) == len(self.rates):
             raise ValueError(f"{len(self.offsets)=}, {len(self.losses)=} and {len(self.rates)=} must be equal.")
 

@@ -254,3 +254,31 @@ def test_of_a_curve_that_blows_up_no_absurd_loss_is_forecast():
     forecast = Auto().extrapolate([curve], [400.0])
     assert losses[-1] / 5 < forecast.mean[0] <= 5 * losses[-1]
     assert np.isfinite(forecast.std[0])
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_points_and_those_that_are_not_finite_say_nothing(random):
+    t = 10.0 * np.arange(50)
+    rng = np.random.default_rng(0)
+    seen, before = (
+        Curve(tuple(t), tuple((1 + 2 * np.exp(-t / 100)) * np.exp(0.003 * rng.standard_normal(50))), (0.1,) * 50)
+        for _ in range(2)
+    )
+
+    def shuffled(one):
+        rows = [*zip(one.offsets, one.losses, one.rates, strict=True), (900.0, math.nan, 0.1), (600.0, math.inf, 0.1)]
+        random.shuffle(rows)
+        return Curve(*zip(*rows, strict=True), noise=one.noise)
+
+    expected = Auto(law=None).extrapolate([seen], [3000.0], history=[before])
+    found = Auto(law=None).extrapolate([shuffled(seen)], [3000.0], history=[shuffled(before)])
+    assert found.mean == pytest.approx(expected.mean, rel=1e-9)
+    assert found.std == pytest.approx(expected.std, rel=1e-9)
+
+
+def test_a_loss_that_falls_ever_faster_has_a_floor_as_one_that_rises_has_a_roof():
+    losses = -((np.arange(50) / 5.0) ** 2)
+    down = Auto().extrapolate([curve(losses)], [2450.0]).mean[0]
+    assert -5 * 96.04 - 1e-9 <= down < losses[-1]
+    assert Auto().extrapolate([curve(-losses)], [2450.0]).mean[0] <= 5 * 96.04 + 1e-9

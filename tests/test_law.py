@@ -205,3 +205,14 @@ def test_batches_are_the_single_forecasts():
         alone = LAW.extrapolate(probes[i : i + 1], [at], schedule=REST, history=HISTORY)[0]
         assert (together[i].mean, together[i].std) == pytest.approx((alone.mean, alone.std), rel=1e-12)
     assert len(LAW.extrapolate([], [])) == 0
+
+
+@pytest.mark.parametrize("factor", [30.0, 1e3, 1e6])
+def test_a_spike_in_a_probe_makes_a_forecast_wide_and_no_more(factor):
+    """Its residual counts by its square as the law's error."""
+    losses = LOSSES[800:820].copy()
+    losses[-1] *= factor
+    found = LAW.extrapolate([constant(losses, start=800)], [195], schedule=REST, history=HISTORY)
+    low, high = found.quantiles([0.05, 0.95])[0]
+    assert 0 < low < LOSSES[995] < high < 1e4 * LOSSES[995]
+    assert math.isfinite(found.std[0])

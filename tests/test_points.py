@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autolrs.curves.points import MOST, bin_index, late_count, noise_of, points_of
+from autolrs.curves.points import MOST, bin_index, late_count, noise_of, ordered, points_of
 from autolrs.records import Curve
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -135,3 +135,13 @@ def test_ahead_is_the_offset_in_observed_spans():
     found = points_of(curve(range(9), np.arange(9) + 4))
     assert found is not None
     assert [found.ahead(at) for at in (-5, 4, 12, 20, 1e300)] == [0, 0, 1, 2, 1e9]
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(-9, 9)), max_size=20), st.randoms(use_true_random=False))
+def test_ordered_curves_hold_the_same_points_in_order(points, random):
+    points = sorted(dict(points).items())
+    same = curve([y for _, y in points], [t for t, _ in points])
+    assert ordered(same) is same
+    shuffled = [*points, (1.0, math.nan), (math.inf, 1.0)]
+    random.shuffle(shuffled)
+    assert ordered(curve([y for _, y in shuffled], [t for t, _ in shuffled])) == same

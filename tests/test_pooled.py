@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,3 +213,14 @@ def test_lengths_and_rates_are_checked():
         pooled(levels([1.0]), [0.1, 0.2], certain([1.0]))
     with pytest.raises(ValueError, match="positive"):
         pooled(levels([1.0]), [0.0], certain([1.0]))
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_points_says_nothing(random):
+    t = np.arange(30.0)
+    curves = [Curve(tuple(t), tuple(1 + np.exp(-rate * t)), (rate,) * 30) for rate in (0.01, 0.03, 0.1, 0.3)]
+    rows = list(range(30))
+    random.shuffle(rows)
+    mixed = [replace(c, offsets=tuple(t[rows]), losses=tuple(np.array(c.losses)[rows])) for c in curves]
+    rates, forecasts = [0.01, 0.03, 0.1, 0.3], certain([1.2, 1.1, 1.05, 1.0])
+    assert np.array_equal(pooled(mixed, rates, forecasts).median, pooled(curves, rates, forecasts).median)

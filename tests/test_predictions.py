@@ -11,7 +11,7 @@ from autolrs.curves.law.law import Law
 from autolrs.errors import SettingError, UnsupportedError
 from autolrs.predictions import predict, schedule_of
 from autolrs.records import Kept, Record, Settings, Stage, Trial, TrialState
-from autolrs.schedules import Schedule
+from autolrs.schedules import Piece, Schedule
 from autolrs.space import SearchSpace
 from tests.law_runs import curve_of, history_of, losses_of
 
@@ -130,3 +130,12 @@ def test_a_lower_loss_is_expected_of_the_schedule_that_has_it():
     means = {row.name: row.mean for row in found.rows[1:]}
     assert sorted(bases, key=lambda base: means[base]) == sorted(bases, key=lambda base: truth(planned(base)))
     assert np.ptp(list(means.values())) > 0.05
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_schedule_that_makes_little_progress_is_refused(idle):
+    """The laws follow a run's late losses, and say nothing of its first ones."""
+    rest = Piece(0, 900, "constant", 0.0, 0.0), Piece(900, STEPS, "linear", PEAK, 0.0)
+    short = Schedule(rest) if idle else Schedule.build("linear", rate=PEAK, steps=STEPS // 10)
+    with pytest.raises(UnsupportedError, match=r"its rates is 0\.\d+ times that of the data, .* from 0\.5 to 3 times"):
+        predict(record_of("cosine"), {"short": short})

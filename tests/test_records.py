@@ -241,3 +241,9 @@ def test_the_schedule_has_the_groups_ratios():
     assert record.schedule is not None
     assert record.schedule.steps == record.settings.steps
     assert record.schedule.rates(500) == (record.schedule(500), 0.1 * record.schedule(500))
+
+
+def test_a_curve_of_lists_and_arrays_is_one_of_tuples():
+    made = Curve([0.0, 1.0], np.array([2.0, 1.0]), [0.1, 0.1])  # type: ignore[arg-type]
+    assert made == Curve((0.0, 1.0), (2.0, 1.0), (0.1, 0.1))
+    assert hash(made) == hash(Curve((0.0, 1.0), (2.0, 1.0), (0.1, 0.1)))

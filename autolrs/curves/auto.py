@@ -2,9 +2,10 @@
 
 Two kinds of back-tests have a known answer: the end of each curve itself, forecast from its first part, and the end
 of each curve of the history, forecast from as large a share as is seen of the curves in question. A model's weight is
-its prior weight times its predictive densities there. The history also tells how sharp the average should be. Without
-a history curves are not tested on themselves: that took half of the time, and on real curves it changed log scores by
-less than two standard errors (.01). The prior weights were settled with the regrets of docs/curves.md in view.
+its prior weight times its predictive densities there. The history also tells how sharp the average should be: a kept
+stage begins as the probe did that won it, so the history holds just the earlier probes whose truth is known by now.
+Without a history curves are not tested on themselves: that took half of the time, and on real curves it changed log
+scores by less than two standard errors (.01). The prior weights were settled with docs/curves.md's regrets in view.
 
 The laws are about whole runs, so they are judged on the run as well: its last tenth, forecast from its first half and
 from its first three quarters, by them and by all others. They join only if they win there and on the curves together.
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, isnan, log
+from math import isnan, log
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 from autolrs.curves.bayes import Bayes
 from autolrs.curves.law.law import DF, BackTest, Law
 from autolrs.curves.pfn.model import PFN, ROOF
-from autolrs.curves.points import FEWEST
+from autolrs.curves.points import FEWEST, ordered
 from autolrs.curves.pooled import last
 from autolrs.errors import SettingError
 from autolrs.forecasts import Forecasts
@@ -109,10 +110,11 @@ class Auto:
             ValueError: `curves` and `at` differ in length.
         """
         horizons = [float(offset) for _, offset in zip(curves, at, strict=True)]
-        tested = list(curves) if history else []
+        clean = [ordered(curve) for curve in curves]
+        tested = clean if history else []
         tails = {i: test for i, curve in enumerate(tested) if (test := _cut(curve, SEEN)) is not None}
-        share = _share(curves, horizons)
-        cuts = [test for curve in history if (test := _cut(curve, share)) is not None]
+        share = _share(clean, horizons)
+        cuts = [test for curve in history if (test := _cut(ordered(curve), share)) is not None]
         law = self.law if self.law and schedule and history and not self.law.ready(history) else None
         runs = law.back_tests(history) if law else ()
         tests = [*tails.values(), *cuts, *(_Test(run.seen, run.at, run.truth) for run in runs)]
@@ -142,8 +144,8 @@ class Auto:
         if cuts:
             past_average = _average(known, np.repeat(believed, len(cuts), axis=1))
             found = found.widened(_width(past_average, [test.truth for test in cuts]))
-        roof = [ROOF * max(map(abs, filter(isfinite, curve.losses)), default=np.inf) for curve in curves]
-        return replace(found, mean=np.minimum(found.median, roof))
+        most = np.array([ROOF * max(map(abs, curve.losses), default=np.inf) for curve in clean])
+        return replace(found, mean=found.median.clip(-most, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +184,7 @@ def _of_laws(runs: Sequence[BackTest]) -> list[float]:
 
 def _cut(curve: Curve, share: float) -> _Test | None:
     """The first `share` of a curve's points, at least 8, and its last value; None if too little is left to foretell."""
-    every = zip(curve.offsets, curve.losses, curve.rates, strict=True)
-    points = [point for point in every if isfinite(point[0]) and isfinite(point[1])]
+    points = list(zip(curve.offsets, curve.losses, curve.rates, strict=True))
     n = len(points)
     final, seen = max(1, n // 10), max(FEWEST, round(share * n))
     if n - seen < max(final, 2):

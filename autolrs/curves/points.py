@@ -9,7 +9,9 @@ Notation
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -72,6 +74,17 @@ def last_of(y: Array) -> float:
     """Mean of the last tenth, at least of the last one."""
     late = y[-max(1, len(y) // 10) :].tolist()
     return math.fsum(late) / len(late)
+
+
+def ordered(curve: Curve) -> Curve:
+    """`curve` with its finite points alone, by offset; itself if it is that."""
+    t = curve.offsets
+    if curve.finite and all(map(math.isfinite, t)) and all(a <= b for a, b in pairwise(t)):
+        return curve
+    rows = zip(t, curve.losses, curve.rates, strict=True)
+    kept = sorted((row for row in rows if math.isfinite(row[0]) and math.isfinite(row[1])), key=itemgetter(0))
+    offsets, losses, rates = zip(*kept, strict=True) if kept else ((), (), ())
+    return replace(curve, offsets=offsets, losses=losses, rates=rates)
 
 
 def points_of(curve: Curve) -> Points | None:

@@ -39,6 +39,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from autolrs.curves.points import ordered
 from autolrs.curves.shared import WILD, gains
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
@@ -87,6 +88,7 @@ def pooled(curves: Sequence[Curve], rates: Sequence[float], forecasts: Forecasts
         raise ValueError(f"{len(curves)=}, {len(x)=} and {len(forecasts)=} must be equal.")
     if not ((x > 0) & np.isfinite(x)).all():
         raise ValueError(f"rates must be positive and finite, but got {x.tolist()}.")
+    curves = [ordered(curve) for curve in curves]
     with np.errstate(all="ignore"):  # of losses at the ends of the number range
         level, noise = np.array([last(curve) for curve in curves]).reshape(-1, 2).T
         band = forecasts.quantiles((0.16, 0.5, 0.84))
