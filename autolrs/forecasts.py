@@ -157,7 +157,8 @@ class Forecasts:
     def sample(self, size: int, rng: np.random.Generator) -> Array:
         """Independent draws [loss].   (size, n)"""
         levels = rng.uniform(np.finfo(np.float64).tiny, 1.0, (len(self), size))
-        return self._loss(np.array([_quantile(u, row) for u, row in zip(levels, self._table, strict=True)])).T
+        x = np.array([_quantile(u, row) for u, row in zip(levels, self._table, strict=True)])
+        return self._loss(x.reshape(levels.shape)).T  # of no curves, too
 
     @property
     def _in_log(self) -> NDArray[np.bool_]:

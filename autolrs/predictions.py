@@ -41,6 +41,7 @@ _FARTHEST: Final = 3.0  # factor between peak rates beyond which nothing is said
 _REACH: Final = (0.5, 3.0)  # progress of a schedule over that of the data, likewise: laws say nothing of early losses
 _COOLING: Final = 0.2  # difference of the final rates, over the peak, that takes a known cooling
 _TIMESCALE: Final = 0.02  # over which a final rate is averaged, over the run's length
+_SHOWN: Final = 120  # characters of what was asked for, in an error
 _POINTS: Final = 16  # of a schedule's end at which the loss is forecast
 
 
@@ -80,7 +81,7 @@ def schedule_of(text: str, record: Record) -> Schedule:
     """A schedule for the whole run of `record`: "BASE:RATE", with the study's warm-up, or the path of a JSON file.
 
     Raises:
-        SettingError: `text` is neither.
+        SettingError: `text` is neither, or the file cannot be read or is not a schedule.
     """
     base, colon, rate = text.partition(":")
     settings = record.settings
@@ -90,15 +91,30 @@ def schedule_of(text: str, record: Record) -> Schedule:
         except ValueError:
             peak = np.nan
         if not 0 < peak < np.inf:
-            raise SettingError(f"the rate in --schedule {text!r} must be a positive number, as in {base}:3e-4.")
+            raise SettingError(f"the rate in --schedule {_short(text)} must be a positive number, as in {base}:3e-4.")
         warmup = round(settings.space.warmup * settings.steps)
         return Schedule.build(base, rate=peak, steps=settings.steps, warmup=warmup)
-    if not Path(text).is_file():
+    if not _is_file(text):
         raise SettingError(
-            f"--schedule {text!r} is neither a file written by `autolrs export` nor BASE:RATE with BASE one of "
+            f"--schedule {_short(text)} is neither a file written by `autolrs export` nor BASE:RATE with BASE one of "
             f"{', '.join(BASES)}."
         )
-    return Schedule.load(text)
+    try:
+        return Schedule.load(text)
+    except OSError as error:
+        raise SettingError(f"--schedule {_short(text)} cannot be read: {error.strerror}.") from error
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no name of a file: too long, or with a NUL inside
+        return False
+
+
+def _short(text: str) -> str:
+    """`text` in quotes, without its middle if it is long: an error stays one that can be read."""
+    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}")
 
 
 def predict(record: Record, schedules: Mapping[str, Schedule], law: Law | None = None) -> Predictions:

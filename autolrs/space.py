@@ -58,15 +58,15 @@ class SearchSpace:
         low, high = self._set("bounds", _pair(self.bounds))
         _check(0 < low < high < math.inf, "`0 < low < high < inf` must hold for `bounds`", low=low, high=high)
         if self.initial is not None:
-            initial = self._set("initial", _number("initial", self.initial))
+            initial = self._set("initial", as_number("initial", self.initial))
             _check(low <= initial <= high, "`initial` must lie within `bounds`", initial=initial, bounds=(low, high))
         _check(self.schedule in BASES, f"`schedule` must be one of {', '.join(BASES)}", schedule=self.schedule)
-        warmup = self._set("warmup", _number("warmup", self.warmup))
+        warmup = self._set("warmup", as_number("warmup", self.warmup))
         _check(0 <= warmup < 1, "`0 <= warmup < 1` must hold (a share of the run)", warmup=warmup)
-        decay = self._set("decay", _number("decay", self.decay))
+        decay = self._set("decay", as_number("decay", self.decay))
         _check(0 < decay <= 1, "`0 < decay <= 1` must hold (a share of the run)", decay=decay)
         _check(isinstance(self.momentum, list | tuple), "`momentum` must be a list of numbers", momentum=self.momentum)
-        momentum = self._set("momentum", tuple(_number("momentum", value) for value in self.momentum))
+        momentum = self._set("momentum", tuple(as_number("momentum", value) for value in self.momentum))
         _check(all(0 < m < 1 for m in momentum), "`0 < momentum < 1` must hold for each", momentum=momentum)
         _check(isinstance(self.params, Mapping), "`params` must map names to values", params=self.params)
         for key, value in self.params.items():
@@ -164,7 +164,7 @@ def _check(holds: bool, rule: str, **values: Any) -> None:
         raise SettingError(f"{rule}, but got ({found}).")
 
 
-def _number(key: str, value: Any) -> float:
+def as_number(key: str, value: Any) -> float:
     """`value` as a float. YAML 1.1 reads 1e-3, without a point, as a text: numbers in texts are numbers too."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
@@ -174,10 +174,18 @@ def _number(key: str, value: Any) -> float:
     raise SettingError(f"`{key}` must be a number, but got ({key}={value!r}).")
 
 
+def as_whole(key: str, value: Any) -> int:
+    """`value` as an int, where it is a whole number; texts and floats (1e4) may be, too."""
+    number = value if isinstance(value, int) else as_number(key, value)
+    if isinstance(value, bool) or not (isinstance(number, int) or number.is_integer()):
+        raise SettingError(f"`{key}` must be a whole number, but got ({key}={value!r}).")
+    return int(number)
+
+
 def _pair(bounds: Any) -> tuple[float, float]:
     pair = isinstance(bounds, list | tuple) and len(bounds) == 2
     _check(pair, "`bounds` must be two rates, [low, high]", bounds=bounds)
-    return _number("bounds", bounds[0]), _number("bounds", bounds[1])
+    return as_number("bounds", bounds[0]), as_number("bounds", bounds[1])
 
 
 def _plain(value: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 from scipy.stats import t
@@ -236,6 +236,30 @@ def test_forecasts_scale_with_the_loss(losses, at, k, seed):
     size = float(np.abs(noisy).max())
     assert other.mean / k == pytest.approx(one.mean, rel=1e-9, abs=1e-9 * size)
     assert other.std / k == pytest.approx(one.std, rel=1e-7, abs=1e-9 * size)
+
+
+def digits():
+    """Losses that fall, as a log rounds them: to one or two digits after the point."""
+    falls = st.tuples(st.floats(0.3, 2), st.floats(0.02, 1), st.floats(0.2, 2), st.floats(0, 0.1), st.integers(0, 999))
+    made = st.tuples(falls, st.integers(8, 80), st.sampled_from((1, 2)))
+    return made.map(lambda x: np.round(exponential(x[1], *x[0]), x[2]).clip(0.1).tolist())
+
+
+@pytest.mark.parametrize("name", ["auto", "bayes", "exponential", "pfn"])
+@settings(max_examples=60, deadline=None)
+@given(digits(), st.sampled_from((1e-3, 20.0, 1e3)), st.sampled_from((1.1, 2.0, 5.0)))
+@example([1.3, 1.1, 0.8, 0.6, 0.6, 0.5, 0.5, 0.4, 0.4, 0.4] + 11 * [0.3], 20.0, 5.0)
+def test_losses_of_a_few_digits_keep_their_log_forecast_to_a_millionth(name, losses, k, ahead):
+    one, other = (forecast([c * loss for loss in losses], ahead * len(losses), curve_model(name)) for c in (1.0, k))
+    assert math.log(other.mean / k) == pytest.approx(math.log(one.mean), abs=1e-6)
+    assert other.std / k == pytest.approx(one.std, rel=1e-5, abs=1e-6 * one.mean)
+
+
+def test_of_points_that_are_equally_far_off_the_later_ones_are_dropped():
+    u, y = np.linspace(0, 1, 21), np.zeros(21)
+    y[[2, 4, 6]] = 1.0, 1.0 - 1e-15, -1.0 + 1e-15  # the same, but for rounding
+    kept = clean(u, y, lambda u, y: np.zeros_like(y), outliers=0.05, rounds=1)
+    assert np.flatnonzero(~kept).tolist() == [4, 6]
 
 
 @given(st.floats(0.01, 100), st.integers(0, 50))

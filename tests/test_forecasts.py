@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from autolrs.curves import CURVE_MODELS, curve_model
 from autolrs.forecasts import LEVELS, Forecasts
 from autolrs.records import Forecast
 
@@ -120,6 +121,15 @@ def test_draws_follow_the_distribution():
         levels = [forecast.cdf([draw, draw])[i] for draw in draws[:, i]]
         assert stats.kstest(levels, "uniform").pvalue > 1e-3
     assert (forecast.sample(5, np.random.default_rng(1)) == forecast.sample(5, np.random.default_rng(1))).all()
+
+
+@pytest.mark.parametrize("name", CURVE_MODELS)
+def test_of_no_curves_there_are_no_draws(name):
+    nothing = curve_model(name).extrapolate([], [])
+    assert nothing.sample(3, np.random.default_rng(0)).shape == (3, 0)
+    assert nothing.widened(2.0).sample(0, np.random.default_rng(0)).shape == (0, 0)
+    assert nothing.quantiles([0.1, 0.9]).shape == (0, 2)
+    assert nothing.median.shape == nothing.cdf([]).shape == nothing.log_prob([]).shape == (0,)
 
 
 def test_what_is_impossible_has_no_density():

@@ -124,6 +124,20 @@ def test_the_latest_value_must_be_finite_and_earlier_ones_are_ignored():
         assert step == 10 or not trial.should_prune()
 
 
+@BOTH
+@pytest.mark.parametrize("end", [math.nan, math.inf, -math.inf])
+def test_a_finished_trial_that_ended_diverged_is_no_rival(direction, sign, end):
+    of = study(direction)
+    trial = of.ask()
+    for step, value in enumerate([*falling(0.1)[:-2], end, end]):
+        trial.report(sign * value, step)
+    of.tell(trial, sign * 0.1)
+    assert of.trials[0].state is TrialState.COMPLETE
+    assert not run(of, sign * falling(1.0, seed=1))[1]  # nobody else has finished
+    assert not run(of, sign * falling(0.9, seed=2))[1]  # it beats the one that did
+    assert run(of, sign * falling(3.0, seed=3))[1]
+
+
 def test_sparse_and_late_steps_will_do():
     of = study()
     steps = [1000 + 250 * i for i in range(40)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from autolrs.curves import curve_model
 from autolrs.curves.pfn import model
 from autolrs.curves.pfn.model import PFN, SHA256, SHIPPED, network
+from autolrs.curves.pfn.network import Network
 from autolrs.errors import CheckpointError
 from autolrs.protocols import CurveModel
 from autolrs.records import Curve
@@ -203,18 +207,114 @@ def test_the_shipped_weights_are_small_and_a_changed_byte_is_refused(tmp_path, m
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     monkeypatch.setattr(model, "SHIPPED", bad)
-    network.cache_clear()
+    model._loaded.cache_clear()
     try:
         with pytest.raises(CheckpointError, match=SHA256):
             MODEL.extrapolate([falling()], [100])
         with pytest.raises(CheckpointError, match="cannot read the weights"):
             PFN(tmp_path / "none").extrapolate([falling()], [100])
     finally:
-        network.cache_clear()
+        model._loaded.cache_clear()
+
+
+SMALL = {"width": 8, "layers": 1, "heads": 2, "hidden": 8, "bars": 10}
+
+
+def stored(path, about=None, **changes):
+    """A file of weights of a small network, with some `changes` of its tensors (None: left out); `path`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = Network(**SMALL)
+    own.edges.copy_(torch.linspace(-1, 1, 11))
+    found = {name: value.half() for name, value in own.state_dict().items()} | changes
+    found = {name: value for name, value in found.items() if value is not None}
+    path.write_bytes(save(found, {"about": json.dumps({"config": {"network": SMALL}})} if about is None else about))
+    return path
+
+
+def no_metadata(path):
+    path.write_bytes(save({"head.bias": torch.zeros(10)}))
+
+
+def of_network(**settings):
+    return {"about": json.dumps({"config": {"network": SMALL | settings}})}
+
+
+DAMAGED = {
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(bytes(range(256)) * 9),
+    "folder": lambda path: path.mkdir(),
+    "missing": lambda path: None,
+    "no metadata": no_metadata,
+    "no about": lambda path: stored(path, about={"other": "{}"}),
+    "about is no JSON": lambda path: stored(path, about={"about": "config"}),
+    "about is empty": lambda path: stored(path, about={"about": "{}"}),
+    "about is a number": lambda path: stored(path, about={"about": "3"}),
+    "config is a list": lambda path: stored(path, about={"about": '{"config": []}'}),
+    "no width": lambda path: stored(path, about={"about": '{"config": {"network": {"layers": 1}}}'}),
+    "another width": lambda path: stored(path, about=of_network(width=16)),
+    "no heads": lambda path: stored(path, about=of_network(heads=0)),
+    "a tensor too few": lambda path: stored(path, **{"head.bias": None}),
+    "a tensor too many": lambda path: stored(path, more=torch.zeros(1)),
+    "another shape": lambda path: stored(path, **{"head.bias": torch.zeros(11)}),
+    "NaN": lambda path: stored(path, **{"head.bias": torch.full((10,), math.nan)}),
+    "infinite": lambda path: stored(path, edges=torch.full((11,), math.inf)),
+    "whole numbers": lambda path: stored(path, **{"head.bias": torch.zeros(10, dtype=torch.int32)}),
+    "a checkpoint": lambda path: stored(path, about={"about": '{"config": {}, "step": 3}'}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_weights_that_cannot_be_used_name_the_file_and_what_to_do(damage, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    damage(path)
+    with pytest.raises(
+        CheckpointError, match=r"cannot read the weights .*mine\.safetensors.*`autolrs pfn train`"
+    ) as one:
+        PFN(path).extrapolate([falling()], [100])
+    assert "\n" not in str(one.value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.integers(1, 255), st.booleans())
+@example(34, 1, False)  # the first brace of what the file says about itself
+def test_a_damaged_byte_or_end_is_an_error_of_ours_or_a_finite_forecast(tmp_path, place, change, cut):
+    path = stored(tmp_path / "mine.safetensors")
+    data = bytearray(path.read_bytes())
+    place %= len(data)
+    if cut:
+        del data[place:]
+    else:
+        data[place] ^= change
+    path.write_bytes(data)
+    try:
+        found = PFN(path).extrapolate([falling()], [100])
+    except CheckpointError:
+        return
+    assert math.isfinite(found.mean[0])
+
+
+def test_weights_that_were_written_anew_are_read_anew(tmp_path):
+    path = stored(tmp_path / "mine.safetensors")
+    before = network(path)
+    assert network(path) is before
+    assert network(str(path)) is before
+    one = PFN(path).extrapolate([falling()], [100])
+    at = path.stat()
+    other = stored(tmp_path / "other.safetensors", **{"head.bias": torch.linspace(-3, 3, 10)})
+    os.utime(other, ns=(at.st_atime_ns, at.st_mtime_ns))  # as quick as a clock can tell
+    other.replace(path)
+    assert PFN(path).extrapolate([falling()], [100]).median[0] != one.median[0]
+
+
+def test_the_shipped_weights_are_not_looked_for_again(monkeypatch):
+    before = network()
+    monkeypatch.setattr(model, "SHIPPED", model.SHIPPED.with_name("gone"))
+    assert network() is before
 
 
 def test_torch_stays_as_it_was():
-    network.cache_clear()
+    model._loaded.cache_clear()
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     MODEL.extrapolate([falling()], [100])
     after = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
@@ -224,12 +324,12 @@ def test_torch_stays_as_it_was():
 
 def test_the_users_settings_do_not_reach_the_forecast():
     usual = forecast(falling(), 100)
-    network.cache_clear()
+    model._loaded.cache_clear()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", torch.bfloat16):
             other = forecast(falling(), 100)
     finally:
         torch.set_default_dtype(torch.float32)
-        network.cache_clear()
+        model._loaded.cache_clear()
     assert other == usual

@@ -95,6 +95,7 @@ def test_without_a_schedule_it_judges_the_one_that_was_used(run):
     [
         (("demo", "--schedule", "cosine:1"), "nothing can be predicted for"),
         (("demo", "--schedule", "cosine:-1"), "must be a positive number"),
+        (("demo", "--schedule", "x" * 3000), "is neither a file"),
         (("other", "--storage", "here"), "no study 'other' in here"),
     ],
 )

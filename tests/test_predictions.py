@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,25 @@ def test_a_bad_rate_is_named(text):
 def test_what_is_neither_a_base_nor_a_file_lists_the_bases(text):
     with pytest.raises(SettingError, match="one of constant, linear, cosine, wsd, wsd-sqrt"):
         schedule_of(text, record_of("cosine"))
+
+
+@pytest.mark.parametrize("text", ["x" * 3000, "wsd" + "/x" * 3000, "a\0b", "cosine:" + "9" * 3000], ids=len)
+def test_what_can_be_no_file_is_one_short_error(text):
+    with pytest.raises(SettingError, match="--schedule") as caught:
+        schedule_of(text, record_of("cosine"))
+    assert len(str(caught.value)) < 300
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "schedule.json"
+    planned("linear").save(path)
+
+    def locked(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    with pytest.raises(SettingError, match=r"schedule\.json' cannot be read: Permission denied"):
+        schedule_of(str(path), record_of("cosine"))
 
 
 def test_a_lower_loss_is_expected_of_the_schedule_that_has_it():

@@ -39,6 +39,7 @@ _Fitter = Callable[[Array, Array, float, float, float], tuple[float, float]]
 
 _DECAYS = np.geomspace(0.03, 60.0, 64)  # b [1/observed span]; beyond these a curve is a line or a spike
 _KNOTS = (0.1, 0.25, 0.5, 0.75)  # of the cleaning spline: denser where a curve bends
+_TIED = 1e-9  # residuals, over the largest |y|, or offsets u that differ by less differ by rounding only
 _LEAST = 0.003  # noise over drop below which a curve is not believed to be its model
 _TINY = 1e-12  # relative variance below which a fit counts as exact
 _DF = 3  # of the Student-t that a forecast is, with `_SHARE` of the deviation as its scale
@@ -182,18 +183,29 @@ def clean(
     """Which points are left after cleaning (AutoLRS, section 3.2).
 
     Each round smooths what is left, finds the share `outliers` of it that lies farthest off, and drops those
-    with u < `region`. At least half of the points stay.
+    with u < `region`. At least half of the points stay. Of points that are equally far off, but for rounding, the
+    later ones count as farther: losses given in a few digits have such ties, and a unit must not decide them.
     """
     kept = np.ones(len(y), dtype=bool)
     for _ in range(rounds):
         indices = np.flatnonzero(kept)
         residuals = np.abs(y[kept] - smooth(u[kept], y[kept]))
-        worst = indices[np.argsort(residuals, kind="stable")[len(indices) - math.ceil(outliers * len(indices)) :]]
-        worst = worst[u[worst] < region]
+        worst = indices[_largest(residuals, math.ceil(outliers * len(indices)), _TIED * np.abs(y[kept]).max())]
+        worst = worst[u[worst] < region - _TIED]
         if len(worst) == 0 or len(indices) - len(worst) < max(FEWEST, len(y) / 2):
             break
         kept[worst] = False
     return kept
+
+
+def _largest(x: Array, count: int, tolerance: float) -> NDArray[np.intp]:
+    """Positions of the `count` largest; of those within `tolerance` of the last of these, the later ones."""
+    if count == 0:
+        return np.zeros(0, dtype=np.intp)
+    least = np.sort(x)[-count]
+    above = np.flatnonzero(x > least + tolerance)
+    tied = np.flatnonzero((x >= least - tolerance) & (x <= least + tolerance))
+    return np.concatenate([tied[len(tied) - (count - len(above)) :], above])
 
 
 def _published(u: Array, y: Array, ahead: float, noise: float, scale: float) -> tuple[float, float]:

@@ -40,8 +40,8 @@ class CurvePruner(BasePruner):
     Works for both directions and for values of any scale or sign; positive values to be minimized, such as losses,
     are extrapolated best. Reports may start and lie anywhere: the extrapolation needs eight, and with fewer only what
     the finished trials did decides, cautiously. Values that are not finite are ignored, but a trial whose latest value
-    is not finite is pruned, as diverged. Nothing is pruned before a trial has finished. The pruner keeps no state, so
-    studies may be resumed or run in parallel.
+    is not finite is pruned, as diverged, and a finished one that ended so is no rival. Nothing is pruned before a trial
+    has finished. The pruner keeps no state, so studies may be resumed or run in parallel.
 
     Args:
         level: smallest probability of beating the best trial that is worth going on for.
@@ -83,19 +83,23 @@ class CurvePruner(BasePruner):
         horizon = max(ends) if self._steps is None else self._steps
         if step >= horizon:
             return False
-        if not math.isfinite(trial.intermediate_values[step]):
+        if not _ends_finite(trial):
             return True
 
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        # One that ended early by itself says nothing of the horizon.
+        # One that ended early by itself says nothing of the horizon, and one that diverged did not get there.
         whole = [other for other in finished if other.last_step is not None and other.last_step >= 0.9 * horizon]
-        curves = [curve for curve in (_curve(other, sign) for other in whole) if len(curve)]
+        curves = [_curve(other, sign) for other in whole if _ends_finite(other)]
         if not curves:
             return False
         rivals = sorted(curves, key=lambda curve: curve.losses[-1])[:RIVALS]
         curve = _curve(trial, sign)
         forecast = self._model.extrapolate([curve], [float(horizon)])
         return chance(curve, forecast, rivals[0].losses[-1], rivals) < self._level
+
+
+def _ends_finite(trial: FrozenTrial) -> bool:
+    return trial.last_step is not None and math.isfinite(trial.intermediate_values[trial.last_step])
 
 
 def _curve(trial: FrozenTrial, sign: float) -> Curve:

@@ -8,7 +8,7 @@ attention is always to as many tokens.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ class _Layer(NamedTuple):
     down: _Affine
 
 
-@cache
+@lru_cache(maxsize=8)
 def forward(network: Network) -> Forward:
     """A network that does not change any more, laid out once."""
     return Forward(network)

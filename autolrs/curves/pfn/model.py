@@ -6,26 +6,27 @@ log loss, or in the loss itself where that is not positive.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autolrs.curves.pfn.stored import WEIGHTS, check, read
 from autolrs.curves.points import MOST, Points, points_of
-from autolrs.errors import CheckpointError
+from autolrs.errors import CheckpointError, SettingError
 from autolrs.forecasts import LEVELS, Forecasts, bar_quantiles
 from autolrs.records import Curve
 from autolrs.schedules import Schedule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autolrs.curves.pfn.network import Network
 
 Array = NDArray[np.float64]
@@ -41,6 +42,8 @@ _WIDE = 0.5  # relative spread where no shape can be made out
 _STUCK = 1e-3  # and of losses that are all the same, which the prior does not hold
 _NOISIEST = 3.0  # noise over the last loss
 _MOST = sys.float_info.max / 4  # differences of such losses are numbers, too
+_TRAIN: Final = f"Give a {WEIGHTS} that `autolrs pfn train` wrote, or train it again."
+_INSTALL: Final = "Install autolrs again."
 _LOGS = (math.log(sys.float_info.min), math.log(_MOST))
 
 
@@ -72,7 +75,7 @@ class PFN:
 
         Raises:
             ValueError: `curves` and `at` differ in length.
-            CheckpointError: the weights are missing or not those that were shipped.
+            CheckpointError: the weights are missing, damaged or not those that were shipped.
         """
         points = [points_of(curve) for curve, _ in zip(curves, at, strict=True)]
         n = len(points)
@@ -102,33 +105,53 @@ class PFN:
         return replace(found, mean=found.mean.clip(-most, most))
 
 
-@cache
 def network(weights: Path | None = None) -> Network:
     """The network of a file of weights, ready to be asked; None: the shipped one.
 
+    A file is read once, and again after it was written anew.
+
     Raises:
-        CheckpointError: the file is missing, damaged, or not the one that was shipped.
+        CheckpointError: the file is missing, damaged, not one of weights, or not the one that was shipped.
     """
+    if weights is None:
+        return _loaded(None)
+    try:
+        state = Path(weights).stat()
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise CheckpointError(f"cannot read the weights {weights}: {error}. {_TRAIN}") from error
+    return _loaded(Path(weights), (state.st_ino, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=8)
+def _loaded(weights: Path | None, version: tuple[int, ...] = ()) -> Network:
+    """See `network`; `version`: tells a file from what was at its path before."""
     import torch
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load
 
     from autolrs.curves.pfn.network import Network
 
-    path = weights or SHIPPED
     try:
-        data = path.read_bytes()
-        if weights is None and (found := hashlib.sha256(data).hexdigest()) != SHA256:
-            raise CheckpointError(f"{path}: its SHA-256 is {found}, not {SHA256}. Install autolrs again.")
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-        tensors = {name: tensor.float() for name, tensor in load(data).items()}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(f"cannot read the weights {path}: {error}.") from error
-    with torch.device("meta"):  # draws no weights, so that no generator moves
-        loaded = Network(**about["config"]["network"])
-    loaded.load_state_dict(tensors, assign=True)
+        tensors, settings = _read(weights)
+        with torch.device("meta"):  # draws no weights, so that no generator moves
+            loaded = Network(**settings)
+        check(weights or SHIPPED, tensors, {name: tuple(value.shape) for name, value in loaded.state_dict().items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot read the weights {error}. {_TRAIN if weights else _INSTALL}") from error
+    loaded.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return loaded.eval()
+
+
+def _read(weights: Path | None) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The tensors of a file of weights, and the keyword arguments of their `Network`."""
+    from autolrs.curves.pfn.network import network_settings
+
+    path = weights or SHIPPED
+    tensors, about = read(path, SHA256 if weights is None else None)
+    if "step" in about:
+        raise CheckpointError(f"{path}: it is a checkpoint of a training, not its weights")
+    try:
+        return tensors, network_settings(about["config"]["network"])
+    except (LookupError, TypeError, SettingError) as error:
+        raise CheckpointError(f"{path}: it does not say of which network it holds the weights ({error})") from error
 
 
 def _quantiles(network: Network, points: Sequence[Points], ahead: Array) -> Array:

@@ -19,15 +19,19 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from autolrs.errors import SettingError
+from autolrs.space import as_whole
 
 Array = NDArray[np.float64]
 
@@ -36,6 +40,8 @@ PATCH: Final = 4
 
 TOKEN_FEATURES: Final = 6 * PATCH + 4
 QUERY_FEATURES: Final = 3 + 4
+_SETTINGS: Final = ("width", "layers", "heads", "hidden", "bars")
+_LARGEST: Final = 2**16  # of the settings
 _STRETCHES: Final = np.array([1.0, 8.0, 64.0])  # of d: late in a curve it is a small part of its size at the start
 _LEAST: Final = 1e-7  # scale of a curve that does not move at all
 _LINEAR: Final = 0.15  # what a linear curve's scale is taken for, that of a usual curve in log loss
@@ -173,6 +179,26 @@ class Network(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, context, mask, half=half, last=number == len(self.blocks))
         return torch.as_tensor(self.head(self.norm(x)))
+
+
+def network_settings(values: Any) -> dict[str, int]:
+    """Keyword arguments of a `Network`, checked; numbers in texts are numbers too.
+
+    Raises:
+        SettingError: other keys than these, or a value breaks its rule.
+    """
+    if not isinstance(values, Mapping) or set(values) != set(_SETTINGS):
+        raise SettingError(f"`network` must map {', '.join(_SETTINGS)} to numbers, but got (network={values!r}).")
+    found = {key: as_whole(key, values[key]) for key in _SETTINGS}
+    for key, value in found.items():
+        if not 1 <= value <= _LARGEST:
+            raise SettingError(f"`1 <= {key} <= {_LARGEST}` must hold in `network`, but got ({key}={value}).")
+    width, heads, bars = found["width"], found["heads"], found["bars"]
+    if width % heads:
+        raise SettingError(f"`width` must be a multiple of `heads` in `network`, but got ({width=}, {heads=}).")
+    if bars % 2:  # half of them lie on either side of 0
+        raise SettingError(f"`bars` must be even in `network`, but got ({bars=}).")
+    return found
 
 
 def bar_edges(z: Array, bars: int) -> Array:

@@ -6,7 +6,7 @@ ends with the weights of one that was not (on one machine with one thread).
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -15,26 +15,32 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from autolrs.curves.pfn.network import Array, Network, Normalised, bar_edges, normalise
+from autolrs.curves.pfn.network import Array, Network, Normalised, bar_edges, network_settings, normalise
 from autolrs.curves.pfn.prior import Batch, sample
+from autolrs.curves.pfn.stored import CHECKPOINT, WEIGHTS, check, read, write
 from autolrs.curves.points import FEWEST, MOST
 from autolrs.errors import CheckpointError, SettingError
-from autolrs.files import replace_file
 from autolrs.records import POINTS
+from autolrs.space import as_number, as_whole
 
-CHECKPOINT: Final = "checkpoint.safetensors"
-WEIGHTS: Final = "weights.safetensors"
+__all__ = ["CHECKPOINT", "WEIGHTS", "Config", "batch", "in_own_units", "train", "update"]
 
-_EDGES = 2**32  # in place of a step's number: no step has it
+_EDGES: Final = 2**32  # in place of a step's number: no step has it
 _EDGE_BATCHES = 200
 _CLIP = 1.0  # of the gradient's norm
 _SHOWN = 100  # steps between lines of progress
 _SAVED = 120.0  # seconds between checkpoints
+_DEVICES: Final = ("cpu", "cuda")
+_RANGES: Final = {  # from, below; of a curve's questions half are about its run's end, hence two at least
+    "seed": (0, 2**63),
+    "steps": (1, _EDGES),
+    "batch": (1, 2**31),
+    "queries": (2, 2**31),
+    "warmup": (1, _EDGES),
+}
 
 Prior = Callable[[np.random.Generator, int, int, int], Batch]
 """Draws n curves with so many bins seen and so many queries each, as `prior.sample` does."""
@@ -52,6 +58,11 @@ class Config:
         rate: AdamW's peak learning rate.
         device: "cpu" or "cuda"; on either the blocks' products are in bfloat16.
         network: keyword arguments of `Network`.
+
+    Numbers may be given as texts: YAML 1.1 reads 1e-3, without a point, as one.
+
+    Raises:
+        SettingError: a value breaks its rule.
     """
 
     seed: int
@@ -63,24 +74,43 @@ class Config:
     device: str
     network: dict[str, int]
 
+    def __post_init__(self) -> None:
+        for key, (least, limit) in _RANGES.items():
+            value = as_whole(key, getattr(self, key))
+            if not least <= value < limit:
+                raise SettingError(f"`{least} <= {key} < {limit}` must hold, but got ({key}={value}).")
+            object.__setattr__(self, key, value)
+        rate = as_number("rate", self.rate)
+        if not 0 < rate < math.inf:
+            raise SettingError(f"`0 < rate < inf` must hold, but got ({rate=}).")
+        object.__setattr__(self, "rate", rate)
+        if self.device not in _DEVICES:
+            raise SettingError(f"`device` must be one of {', '.join(_DEVICES)}, but got (device={self.device!r}).")
+        object.__setattr__(self, "network", network_settings(self.network))
+
     @classmethod
     def load(cls, path: Path) -> Config:
         """From a YAML file; a name without a folder may be that of a shipped one.
 
         Raises:
-            SettingError: no such file, no YAML, or other keys than these.
+            SettingError: no such file, no YAML, other keys than these, or a value breaks its rule; one line, which
+                names the file.
         """
         import yaml
 
         shipped = Path(__file__).parent / path.name
         try:
             values = yaml.safe_load((path if path.exists() or path.parent.name else shipped).read_text("utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise SettingError(f"cannot read {path}: {error}") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8
+            raise SettingError(f"cannot read {path}: {' '.join(str(error).split())}") from error
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
-            raise SettingError(f"{path}: the keys must be {', '.join(sorted(names))}.")
-        return cls(**values)
+            found = ", ".join(map(repr, values)) if isinstance(values, dict) else repr(values)
+            raise SettingError(f"{path}: the keys must be {', '.join(sorted(names))}, but got ({found}).")
+        try:
+            return cls(**values)
+        except SettingError as error:
+            raise SettingError(f"{path}: {error}") from None
 
 
 def train(
@@ -98,9 +128,15 @@ def train(
         Its path, or None if `minutes` ended first (then resume).
 
     Raises:
+        SettingError: there is no GPU for the device "cuda", or `out` cannot be a folder.
         CheckpointError: `resume`, but the checkpoint in `out` is missing, damaged or of another config.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("`device` is cuda, but torch finds no GPU here: set it to cpu.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SettingError(f"`out` must be a folder, or make one, but got (out={str(out)!r}): {error}.") from error
     torch.manual_seed(config.seed)
     network = Network(**config.network)
     if not resume:
@@ -130,7 +166,7 @@ def train(
             losses.clear()
     _store(config, network, optimizer, config.steps, out / CHECKPOINT)
     half = {name: value.half() if name != "edges" else value for name, value in _state(network).items()}
-    _write(out / WEIGHTS, half, {"config": asdict(config)})
+    write(out / WEIGHTS, half, {"config": asdict(config)})
     return out / WEIGHTS
 
 
@@ -182,19 +218,19 @@ def _store(config: Config, network: Network, optimizer: torch.optim.Optimizer, s
     tensors = {f"network.{name}": value for name, value in _state(network).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.cpu().contiguous() for name, value in moments.items()}
-    _write(path, tensors, {"config": asdict(config), "step": step})
+    write(path, tensors, {"config": asdict(config), "step": step})
 
 
 def _restore(config: Config, network: Network, optimizer: torch.optim.Optimizer, path: Path) -> int:
-    """Put a checkpoint back; the step to go on with."""
+    """Put a checkpoint back; the step to go on with.
+
+    Raises:
+        CheckpointError: it is missing, damaged, no checkpoint, or of another config; nothing was put back.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot resume: {path}: {error}. Start without --resume.") from error
-    if about["config"] != asdict(config):
-        raise CheckpointError(f"cannot resume: {path} is of another config: {about['config']}.")
+        tensors, step = _checkpoint(config, network, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot resume: {error}. Start without --resume.") from error
     moments: dict[int, dict[str, Any]] = {}
     weights = {}
     for name, value in tensors.items():
@@ -206,9 +242,23 @@ def _restore(config: Config, network: Network, optimizer: torch.optim.Optimizer,
             moments.setdefault(int(index), {})[moment] = value
     network.load_state_dict(weights)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(about["step"])
+    return step
 
 
-def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    data = save(tensors, {"about": json.dumps(about)})  # one entry: the order of several is left to chance
-    replace_file(path, lambda file: file.write(data), durable=False)
+def _checkpoint(config: Config, network: Network, path: Path) -> tuple[dict[str, Tensor], int]:
+    """A checkpoint's tensors, all there, and its step."""
+    tensors, about = read(path)
+    step = about.get("step")
+    if "config" not in about or not isinstance(step, int):
+        raise CheckpointError(f"{path}: it is no checkpoint of a training")
+    if about["config"] != asdict(config):
+        raise CheckpointError(f"{path} is of another config: {about['config']}")
+    if not 0 <= step <= config.steps:
+        raise CheckpointError(f"{path}: it says that {step} of {config.steps} steps are done")
+    shapes = {f"network.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
+    for index, value in enumerate(network.parameters() if step else ()):  # there are no moments before the first step
+        own = tuple(value.shape)
+        shapes |= {f"optimizer.{index}.{name}": own for name in ("exp_avg", "exp_avg_sq")}
+        shapes[f"optimizer.{index}.step"] = ()
+    check(path, tensors, shapes)
+    return tensors, step
