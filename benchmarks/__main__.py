@@ -16,6 +16,8 @@ python -m benchmarks stopping      stopping probes only          -> that part of
 python -m benchmarks own-curves    curve models on our tasks     -> that part of docs/curves.md (continues)
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
 python -m benchmarks breaks        what is called a broken run   -> stdout
+python -m benchmarks.mcmc own      the network against chains    -> rows; also `lcpfn`, `fit` (continues)
+python -m benchmarks.mcmc report   those rows                    -> that part of docs/curves.md
 python -m benchmarks.proposals     what a proposal costs
 """
 
