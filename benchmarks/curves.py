@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks curves [--curves FOLDER] [--most N]. Windows and metrics are those of `benchmarks.windows`;
 settings that never saw a source are in `benchmarks.left_out`, choosing and stopping probes in `benchmarks.siblings`,
-loss laws in `benchmarks.laws`, curves that nothing was chosen on in `benchmarks.unseen`, Markov chains in
-`benchmarks.mcmc_report`, which writes what is stored.
+loss laws in `benchmarks.laws`, curves that nothing was chosen on in `benchmarks.unseen`. What whole runs
+(`benchmarks.curve_models`) and Markov chains (`benchmarks.mcmc_report`) have stored is written as it is.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows
     """Judge every model and write rows, picture and document; `only_windows`: leave the parts that follow."""
     import pandas as pd
 
-    from benchmarks import laws, mcmc_report, siblings, unseen
+    from benchmarks import curve_models, laws, mcmc_report, siblings, unseen
 
     found = balanced(windows(), most)
     results: dict[str, Timed] = {}
@@ -114,6 +114,7 @@ def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows
         rest = DOCUMENT.read_text("utf-8").partition(f"\n{siblings.HEADING}\n")[2].splitlines()
     else:
         rest = ["", *siblings.section(), "", *laws.section(), "", unseen.HEADING, "", *unseen.section(names)]
+        rest += ["", curve_models.HEADING, "", *curve_models.section()]
         rest += ["", mcmc_report.HEADING, "", *mcmc_report.section()]
     lines += ["", siblings.HEADING, *rest]
     DOCUMENT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from autolrs.curves.bayes import Bayes
 from autolrs.curves.pfn.model import PFN
 from autolrs.protocols import CurveModel
 from autolrs.records import Curve
-from benchmarks import curves, laws, left_out, mcmc_report, siblings, unseen
+from benchmarks import curve_models, curves, laws, left_out, mcmc_report, siblings, unseen
 from benchmarks.windows import VARIABLE, score, windows
 
 
@@ -33,11 +33,13 @@ def test_the_report_has_every_model_share_and_source(folder, tmp_path, monkeypat
     monkeypatch.setattr(siblings, "section", lambda: ["what siblings say"])
     monkeypatch.setattr(laws, "section", lambda: ["what laws say"], raising=False)
     monkeypatch.setattr(unseen, "section", lambda names: [f"what {names[0]} does on other curves"])
+    monkeypatch.setattr(curve_models, "section", lambda: ["what whole runs say"])
     monkeypatch.setattr(mcmc_report, "section", lambda: ["what chains say"])
     curves.write(3, ("bayes", "exponential", "law"))
     text = (tmp_path / "document").read_text()
     assert {"what siblings say", "what laws say", "## By kind of window"} <= set(text.splitlines())
     assert f"\n{unseen.HEADING}\n\nwhat bayes does on other curves\n\n" in text
+    assert f"\n{curve_models.HEADING}\n\nwhat whole runs say\n\n" in text
     assert text.endswith(f"\n{mcmc_report.HEADING}\n\nwhat chains say\n")
     whole = text.partition("## All windows")[2].partition("##")[0]
     for model in ("last value", "published", "bayes", "exponential", "bayes, left out", "auto, left out"):
