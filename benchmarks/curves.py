@@ -46,7 +46,8 @@ Written by `python -m benchmarks curves`; edit nothing here by hand. The first 1
 training run is seen, as at most 50 bin means; the mean loss of its last 5 % is forecast. Windows are whole *runs*,
 *pieces* (a run's first tenth, quarters from mid-training) and *forks* (from where the rate changes to the end), at
 most {most} of each source, kind and share: {count} without blow-ups. Only failures count blow-ups, and a failure
-counts as an infinite error.
+counts as an infinite error. `siblings` (or its part `stopping`), `own-curves`, `models` and
+`python -m benchmarks.mcmc report` write their sections alone; those of the last two are of rows on file.
 
 - *median*, *90 %*: quantiles of the relative error.
 - *failures*: no finite forecast, or one above ten times what was seen, or not above 0 where all losses are.
