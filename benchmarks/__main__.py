@@ -14,8 +14,11 @@ python -m benchmarks curves        curve models on real curves   -> docs/curves.
 python -m benchmarks siblings      choosing and stopping probes  -> that part of docs/curves.md
 python -m benchmarks stopping      stopping probes only          -> that part of it
 python -m benchmarks own-curves    curve models on our tasks     -> that part of docs/curves.md (continues)
+python -m benchmarks models        curve models in whole runs    -> that part of docs/curves.md (continues)
 python -m benchmarks laws          loss laws on real runs        -> stdout, a part of docs/curves.md
 python -m benchmarks breaks        what is called a broken run   -> stdout
+python -m benchmarks.mcmc own      the network against chains    -> rows; also `lcpfn`, `fit` (continues)
+python -m benchmarks.mcmc report   those rows                    -> that part of docs/curves.md
 python -m benchmarks.proposals     what a proposal costs
 """
 
@@ -40,7 +43,13 @@ def main() -> None:
     run.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or kinds; default: all")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first one chooses the finalists")
     run.add_argument("--budget-minutes", type=float, default=60.0, help="stop before a run that would not fit")
-    run.add_argument("--share", default="0/1", metavar="K/N", help="this is process K, from 0, of N side by side")
+    models = commands.add_parser("models")
+    models.add_argument("--tasks", nargs="+", choices=EXAMPLES, default=list(EXAMPLES))
+    models.add_argument("--models", nargs="+", metavar="NAME", help="as the table names them; default: all")
+    models.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    models.add_argument("--only-report", action="store_true", help="write what the rows on file say")
+    for each in (run, models):
+        each.add_argument("--share", default="0/1", metavar="K/N", help="this is process K, from 0, of N side by side")
     for name in (
         "report",
         "choices",
@@ -107,6 +116,8 @@ def main() -> None:
 
             own_curves.record()
             unseen.write()
+        case "models":
+            _models(given)
         case "curves":
             _curves(given)
 
@@ -120,10 +131,27 @@ def _run(given: argparse.Namespace) -> None:
     if unknown:
         raise SystemExit(f"no method or kind is called {', '.join(unknown)}; there are {', '.join(METHODS)}.")
     methods = [method for method in METHODS.values() if method.name in asked or method.kind in asked]
+    tasks = [TASKS[name] for name in given.tasks]
+    run_all(tasks, methods, given.seeds, budget_minutes=given.budget_minutes, share=_share(given))
+
+
+def _share(given: argparse.Namespace) -> tuple[int, int]:
     k, n = map(int, given.share.split("/"))
-    run_all(
-        [TASKS[name] for name in given.tasks], methods, given.seeds, budget_minutes=given.budget_minutes, share=(k, n)
-    )
+    return k, n
+
+
+def _models(given: argparse.Namespace) -> None:
+    from benchmarks import curve_models
+
+    names = given.models or list(curve_models.VARIANTS)
+    if unknown := [name for name in names if name not in curve_models.VARIANTS]:
+        raise SystemExit(
+            f"unknown: {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, curve_models.VARIANTS))}."
+        )
+    if not given.only_report:
+        tasks = [TASKS[name] for name in given.tasks]
+        curve_models.run_all(given.seeds, tasks=tasks, names=names, share=_share(given))
+    curve_models.write()
 
 
 def _curves(given: argparse.Namespace) -> None:

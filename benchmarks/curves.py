@@ -1,30 +1,30 @@
 """Every curve model over windows of real curves -> docs/curves.md, docs/curves.png, benchmarks/results/curves.csv.
 
 Run: python -m benchmarks curves [--curves FOLDER] [--most N]. Windows and metrics are those of `benchmarks.windows`;
-choosing and stopping probes are in `benchmarks.siblings`, loss laws in `benchmarks.laws`, curves that nothing was
-chosen on in `benchmarks.unseen`.
+settings that never saw a source are in `benchmarks.left_out`, choosing and stopping probes in `benchmarks.siblings`,
+loss laws in `benchmarks.laws`, curves that nothing was chosen on in `benchmarks.unseen`. What whole runs
+(`benchmarks.curve_models`) and Markov chains (`benchmarks.mcmc_report`) have stored is written as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from autolrs.curves import CURVE_MODELS, curve_model
-from autolrs.curves.bayes import Bayes
 from autolrs.curves.exponential import PublishedExponential
 from autolrs.curves.points import points_of
 from autolrs.forecasts import Forecasts
 from autolrs.protocols import CurveModel
 from autolrs.records import Curve
 from autolrs.schedules import Schedule
+from benchmarks import left_out
 from benchmarks.rows import RESULTS, commit
-from benchmarks.windows import KINDS, SHARES, Array, Timed, Window, balanced, forecast, log_scores, score, windows
+from benchmarks.windows import KINDS, SHARES, Array, Timed, Window, balanced, forecast, score, windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,27 +35,29 @@ ROWS: Final = RESULTS / "curves.csv"
 MOST: Final = 40
 """Windows of each source, kind and share."""
 
+LEFT_OUT: Final = {"bayes": left_out.bayes, "auto": left_out.auto}
+
 HEAD: Final = ("model", "seen", "median", "90 %", "failures", "log score", "50 %", "80 %", "90 %", "95 %", "ms", "99 %")
 """Of a table whose rows are `cells`."""
 
 _LEVELS = np.linspace(0.05, 0.95, 19)  # intervals of the picture
-_SETTINGS = tuple(Bayes(misfit=m, reach=r) for m, r in product((0.15, 0.3, 0.6), (1.0, 2.0, 4.0)))
-_WIDTHS = (0.8, 1.0, 1.25)
-
 _INTRODUCTION = """\
 Written by `python -m benchmarks curves`; edit nothing here by hand. The first 10, 20 or 40 % of a stretch of a real
 training run is seen, as at most 50 bin means; the mean loss of its last 5 % is forecast. Windows are whole *runs*,
 *pieces* (a run's first tenth, quarters from mid-training) and *forks* (from where the rate changes to the end), at
 most {most} of each source, kind and share: {count} without blow-ups. Only failures count blow-ups, and a failure
-counts as an infinite error.
+counts as an infinite error. `siblings` (or its part `stopping`), `own-curves`, `models` and
+`python -m benchmarks.mcmc report` write their sections alone; those of the last two are of rows on file.
 
 - *median*, *90 %*: quantiles of the relative error.
 - *failures*: no finite forecast, or one above ten times what was seen, or not above 0 where all losses are.
 - *log score*: mean negative log density of loss/last at the truth, clipped at 8; lower is better.
 - *50 %* to *95 %*: how many truths lie in that central interval.
 - *ms*: CPU time of a single curve, median and 99th percentile, one core.
-- *left out*: settings and widths are chosen on the other sources, for each source in turn. The constants of all other
-  rows are the shipped ones, which were chosen on these curves."""
+- *left out*: settings and widths of `bayes`, and of `auto` its prior weights and the network's widening, are chosen on
+  the other sources, for each source in turn. **Not left out** are the network's weights: they were trained on draws of
+  a synthetic prior, but its constants were matched to all sources; nor, in `auto`, the settings of `bayes`. The
+  constants of all other rows are the shipped ones, which were chosen on these curves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,35 +93,11 @@ def models(names: Sequence[str] = CURVE_MODELS) -> dict[str, CurveModel]:
     return {"last value": Last(), "published": PublishedExponential()} | ours
 
 
-def left_out(found: Sequence[Window]) -> Forecasts:
-    """Forecasts of `Bayes`: for each source with the settings and the width that have the best log score on the others.
-
-    DeepOBS's problems come from one benchmark, but differ in data and network: each is left out by itself.
-    """
-    curves, at = [w.curve for w in found], [w.at for w in found]
-    candidates = [
-        forecasts.widened(width)
-        for forecasts in (setting.extrapolate(curves, at) for setting in _SETTINGS)
-        for width in _WIDTHS
-    ]
-    scores = np.array([log_scores(forecasts, found) for forecasts in candidates])
-    scores[:, [w.blow_up for w in found]] = 0.0
-    source = np.array([w.source for w in found])
-    choice = np.empty(len(found), dtype=int)
-    for name in np.unique(source):
-        # Every other source weighs the same.
-        others = [scores[:, source == other].mean(axis=1) for other in np.unique(source) if other != name]
-        choice[source == name] = np.mean(others, axis=0).argmin()
-    tables = np.array([forecasts.table for forecasts in candidates])
-    chosen = Forecasts.tabulated(at, tables[choice, np.arange(len(found))], candidates[0].log)
-    return replace(chosen, mean=chosen.median)
-
-
 def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows: bool = False) -> None:
     """Judge every model and write rows, picture and document; `only_windows`: leave the parts that follow."""
     import pandas as pd
 
-    from benchmarks import laws, siblings, unseen
+    from benchmarks import curve_models, laws, mcmc_report, siblings, unseen
 
     found = balanced(windows(), most)
     results: dict[str, Timed] = {}
@@ -131,11 +109,14 @@ def write(most: int = MOST, names: Sequence[str] = CURVE_MODELS, *, only_windows
     )
     rows.assign(commit=commit()).round(5).to_csv(ROWS, lineterminator="\n")
     picture(results, found, PICTURE)
-    lines = document(rows, score(left_out(found), found), raw(found, names), most)
+    out = {f"{name}, left out": score(make(found), found) for name, make in LEFT_OUT.items()}
+    lines = document(rows, out, raw(found, names), most)
     if only_windows:
         rest = DOCUMENT.read_text("utf-8").partition(f"\n{siblings.HEADING}\n")[2].splitlines()
     else:
         rest = ["", *siblings.section(), "", *laws.section(), "", unseen.HEADING, "", *unseen.section(names)]
+        rest += ["", curve_models.HEADING, "", *curve_models.section()]
+        rest += ["", mcmc_report.HEADING, "", *mcmc_report.section()]
     lines += ["", siblings.HEADING, *rest]
     DOCUMENT.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -162,14 +143,16 @@ def _taken(forecasts: Forecasts, kept: Sequence[int]) -> Forecasts:
     return Forecasts(*(None if column is None else column[list(kept)] for column in columns))
 
 
-def document(rows: pd.DataFrame, out: pd.DataFrame, every_point: Mapping[str, pd.DataFrame], most: int) -> list[str]:
+def document(
+    rows: pd.DataFrame, out: Mapping[str, pd.DataFrame], every_point: Mapping[str, pd.DataFrame], most: int
+) -> list[str]:
     """The report's own part, in Markdown."""
     every = rows.xs("any", level="kind")
     names = list(dict.fromkeys(every.index.get_level_values("model")))
     sources = [name for name in dict.fromkeys(every.index.get_level_values("source")) if name != "all"]
     count = " / ".join(f"{every.loc[(names[0], 'all', share), 'windows']:.0f}" for share in SHARES)
     whole = [cells(name, share, every.loc[(name, "all", share)]) for share in SHARES for name in names]
-    whole += [cells("bayes, left out", share, out.loc[("all", share)]) for share in SHARES]
+    whole += [cells(name, share, table.loc[("all", share)]) for share in SHARES for name, table in out.items()]
     whole.sort(key=lambda row: row[1])
     kinds = [
         cells(f"{name}, {kind}", share, rows.loc[(name, kind, "all", share)])
@@ -186,7 +169,10 @@ def document(rows: pd.DataFrame, out: pd.DataFrame, every_point: Mapping[str, pd
                 for share in SHARES
             )
 
-        return [[source, *(cell(every, name, source) for name in names), cell(out, source)] for source in sources]
+        return [
+            [source, *(cell(every, name, source) for name in names), *(cell(table, source) for table in out.values())]
+            for source in sources
+        ]
 
     return [
         "# Curve models on real curves",
@@ -201,11 +187,11 @@ def document(rows: pd.DataFrame, out: pd.DataFrame, every_point: Mapping[str, pd
         "",
         "## By source: median relative error at 10 / 20 / 40 %",
         "",
-        *markdown(["source", *names, "bayes, left out"], by_source("median", 3)),
+        *markdown(["source", *names, *out], by_source("median", 3)),
         "",
         "## By source: log score at 10 / 20 / 40 %",
         "",
-        *markdown(["source", *names, "bayes, left out"], by_source("log_score", 2)),
+        *markdown(["source", *names, *out], by_source("log_score", 2)),
         "",
         "## By kind of window",
         "",

@@ -245,6 +245,14 @@ def replaced(text: str, heading: str, lines: Sequence[str]) -> str:
     return "\n".join([before, heading, "", *lines, *rest]).removeprefix("\n")
 
 
+def put(document: Path, heading: str, lines: Sequence[str]) -> None:
+    """Put a section in its place in a document, or at the end of one that has no such section yet."""
+    text = document.read_text("utf-8")
+    if f"\n{heading}\n" not in f"\n{text}":
+        text = f"{text.rstrip()}\n\n{heading}\n"
+    document.write_text(replaced(text, heading, lines), encoding="utf-8")
+
+
 def section() -> list[str]:
     """Markdown lines for docs/curves.md: choosing a rate, then stopping probes early."""
     return [

@@ -23,6 +23,7 @@ def run(
     average: bool = False,
     lookahead: bool = False,
     budget: float | None = None,
+    curve_model: str = "auto",
     **options: object,
 ) -> Row:
     """Tune the task once; `autolrs.tune` seeds as `seed_all` does. A run that no rate trains has the losses NaN.
@@ -34,6 +35,7 @@ def run(
         average: let averaged weights be the final ones where they validate better.
         lookahead: let slow weights follow the optimizer's.
         budget: probe steps a kept step at most; None: the strategy's own.
+        curve_model: forecasts the probes' losses.
         options: of the strategy.
     """
     task.load()
@@ -48,6 +50,7 @@ def run(
             average=average,
             lookahead=lookahead,
             search_budget=budget,
+            curve_model=curve_model,
             seed=seed,
             storage=folder,
         )

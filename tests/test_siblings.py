@@ -20,6 +20,7 @@ from benchmarks.siblings import (
     interval,
     levels,
     neighbours,
+    put,
     replaced,
     summary,
 )
@@ -197,6 +198,16 @@ def test_a_part_of_the_document_is_replaced_and_nothing_else():
     assert replaced(text, "## D", ["new"]) == text[: -len("old\n")] + "new\n"
     with pytest.raises(ValueError, match="## Z"):
         replaced(text, "## Z", [])
+
+
+def test_a_part_that_a_document_has_none_of_yet_comes_last(tmp_path):
+    document = tmp_path / "document.md"
+    document.write_text("# A\n\n## B\n\nold\n")
+    put(document, "## C", ["first"])
+    assert document.read_text() == "# A\n\n## B\n\nold\n\n## C\n\nfirst\n"
+    put(document, "## C", ["second"])
+    put(document, "## B", ["new"])
+    assert document.read_text() == "# A\n\n## B\n\nnew\n\n## C\n\nsecond\n"
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

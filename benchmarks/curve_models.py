@@ -1,0 +1,135 @@
+"""What the curve model changes in strategy `autolrs`, in whole runs of the examples -> a part of docs/curves.md.
+
+Run: python -m benchmarks models [--seeds S ...] [--share K/N]. It makes what is missing, then writes that part.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import fmean, median, stdev
+from typing import Any, Final
+
+from benchmarks.curves import DOCUMENT, markdown
+from benchmarks.rows import RESULTS, Row, append, read
+from benchmarks.siblings import put
+from benchmarks.tasks import EXAMPLES, TASKS, Task
+from benchmarks.tuned import run
+
+ROWS: Final = RESULTS / "curve_models.parquet"
+HEADING: Final = "## What the curve model changes in strategy `autolrs`"
+SEEDS: Final = (0, 1, 2)
+REFERENCE: Final = "exponential"
+ALL: Final = "all"
+
+VARIANTS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    REFERENCE: ("exponential", {}),
+    "bayes": ("bayes", {}),
+    "pfn": ("pfn", {}),
+    "auto": ("auto", {}),
+    "exponential, each by itself": ("exponential", {"pool": False}),
+    "auto, each by itself": ("auto", {"pool": False}),
+}
+"""Name -> curve model, options of the strategy."""
+
+_INTRODUCTION = f"""\
+Written by `python -m benchmarks models`; edit nothing here by hand. Whole runs of the examples tuned by
+`strategy="autolrs"` with its defaults, which chooses the rate of each stage by what the curve model forecasts of ten
+probes. A row is a curve model, with gains pooled over the rates of a stage or (*each by itself*, `pool=False`) ranked
+as they are forecast, on one example, and at the end on all of them.
+
+- *validation*, *test*: loss at the end of the run over that of `{REFERENCE}`, pooled, with the same seed: geometric
+  mean over the pairs, ± its standard error. A run of the CNN varies by 3 % from seed to seed, of the GPT by 1 %, of the
+  MLP by 3 %.
+- *pairs*: seeds; on all examples, examples and seeds.
+- *extra steps*: probe steps a kept step, mean.
+- *rate*: highest rate of the run's schedule over that of the pair's other run, median.
+
+`horizon`, the default strategy, measures complete miniatures and asks the curve model only with `stop="chance"`: which
+of them to give up. What that changes is measured in [choices.md](choices.md): its line "losers stopped by the curve
+model's chance to win" against the first one."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run: of an example, with a variant, from a seed."""
+
+    task: str
+    name: str
+    seed: int
+
+    @property
+    def number(self) -> int:
+        """The same in every process."""
+        return zlib.crc32(f"{self.task} {self.name} {self.seed}".encode())
+
+
+def run_all(
+    seeds: Sequence[int] = SEEDS,
+    *,
+    tasks: Iterable[Task] = tuple(TASKS[name] for name in EXAMPLES),
+    names: Iterable[str] = tuple(VARIANTS),
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Make what is missing and append its rows.
+
+    Args:
+        share: (k, n): of n processes side by side this is number k, from 0; each makes its own part of the runs.
+    """
+    done = {Wanted(row.task, row.method, row.seed) for row in read(ROWS)}
+    for seed, task, name in product(seeds, tuple(tasks), tuple(names)):
+        wanted = Wanted(task.name, name, seed)
+        if wanted not in done and wanted.number % share[1] == share[0]:
+            model, options = VARIANTS[name]
+            row = run(task, "autolrs", seed, label=name, curve_model=model, **options)
+            append(row, ROWS)
+            print(f"{task.name}, {name}, seed {seed}: test {row.test_loss:.5g}, {row.wall_seconds} s", flush=True)
+
+
+def write() -> None:
+    """Put this part of the report in its place."""
+    put(DOCUMENT, HEADING, section())
+
+
+def section() -> list[str]:
+    """Markdown lines for docs/curves.md."""
+    rows = read(ROWS)
+    if not rows:
+        missing = f"There is no `benchmarks/results/{ROWS.name}` yet: the same command writes it."
+        return [*_INTRODUCTION.splitlines(), "", missing]
+    head = ["example", "curve model", "pairs", "validation", "test", "extra steps", "rate"]
+    return [*_INTRODUCTION.splitlines(), "", *markdown(head, list(_table(rows)))]
+
+
+def _table(rows: Sequence[Row]) -> Iterator[list[str]]:
+    for task, name in product((*EXAMPLES, ALL), VARIANTS):
+        if found := pairs(rows, task, name):
+            yield [task, name, str(len(found)), *_cells(found, name)]
+
+
+def pairs(rows: Sequence[Row], task: str, name: str) -> list[tuple[Row, Row]]:
+    """Runs with a variant beside those with the reference, same example (or `ALL` of them) and seed."""
+    of = {Wanted(row.task, row.method, row.seed): row for row in rows if row.task in EXAMPLES}
+    mine = [row for row in of.values() if row.method == name and task in (row.task, ALL)]
+    return [(row, of[other]) for row in mine if (other := Wanted(row.task, REFERENCE, row.seed)) in of]
+
+
+def _cells(found: Sequence[tuple[Row, Row]], name: str) -> list[str]:
+    return [
+        ratio([a.validation_loss / b.validation_loss for a, b in found], known=name == REFERENCE),
+        ratio([a.test_loss / b.test_loss for a, b in found], known=name == REFERENCE),
+        f"{fmean(row.probe_steps / row.kept_steps for row, _ in found):.2f}",
+        f"{median(a.rate / b.rate for a, b in found):.2f}",
+    ]
+
+
+def ratio(ratios: Sequence[float], *, known: bool = False) -> str:
+    """A geometric mean, with the standard error of its logarithm unless it is `known` or of a single pair."""
+    if not all(map(math.isfinite, ratios)):
+        return "diverged"
+    logs = [math.log(each) for each in ratios]
+    error = "" if known or len(logs) < 2 else f" ± {stdev(logs) / math.sqrt(len(logs)):.3f}"
+    return f"{math.exp(fmean(logs)):.3f}{error}"
