@@ -1,4 +1,4 @@
-"""What the curve model changes in strategy `autolrs`, in whole runs of the examples -> a part of docs/curves.md.
+"""What the curve model changes in both strategies, in whole runs of the examples -> a part of docs/curves.md.
 
 Run: python -m benchmarks models [--seeds S ...] [--share K/N]. It makes what is missing, then writes that part.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from statistics import fmean, median, stdev
 from typing import Any, Final
@@ -20,37 +20,45 @@ from benchmarks.tasks import EXAMPLES, TASKS, Task
 from benchmarks.tuned import run
 
 ROWS: Final = RESULTS / "curve_models.parquet"
-HEADING: Final = "## What the curve model changes in strategy `autolrs`"
+HEADING: Final = "## What the curve model changes on the examples"
 SEEDS: Final = (0, 1, 2)
-REFERENCE: Final = "exponential"
 ALL: Final = "all"
 
-VARIANTS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
-    REFERENCE: ("exponential", {}),
-    "bayes": ("bayes", {}),
-    "pfn": ("pfn", {}),
-    "auto": ("auto", {}),
-    "exponential, each by itself": ("exponential", {"pool": False}),
-    "auto, each by itself": ("auto", {"pool": False}),
+
+@dataclass(frozen=True)
+class Variant:
+    """How a run is tuned, and the name of the variant that it is compared with."""
+
+    curve_model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    strategy: str = "autolrs"
+    against: str = "exponential"
+
+
+VARIANTS: Final[Mapping[str, Variant]] = {
+    "exponential": Variant("exponential"),
+    "bayes": Variant("bayes"),
+    "pfn": Variant("pfn"),
+    "auto": Variant("auto"),
+    "exponential, each by itself": Variant("exponential", {"pool": False}),
+    "auto, each by itself": Variant("auto", {"pool": False}),
+    "horizon": Variant("auto", strategy="horizon", against="horizon"),
+    "horizon, losers by auto": Variant("auto", {"stop": "chance"}, strategy="horizon", against="horizon"),
 }
-"""Name -> curve model, options of the strategy."""
 
-_INTRODUCTION = f"""\
-Written by `python -m benchmarks models`; edit nothing here by hand. Whole runs of the examples tuned by
-`strategy="autolrs"` with its defaults, which chooses the rate of each stage by what the curve model forecasts of ten
-probes. A row is a curve model, with gains pooled over the rates of a stage or (*each by itself*, `pool=False`) ranked
-as they are forecast, on one example, and at the end on all of them.
+_INTRODUCTION = """\
+Written by `python -m benchmarks models`; edit nothing here by hand. Whole runs of the examples. Strategy `autolrs` with
+its defaults chooses the rate of each stage by what the curve model forecasts of ten probes: its rows are curve models,
+with gains pooled over the rates of a stage or (*each by itself*, `pool=False`) ranked as they are forecast. `horizon`,
+the default strategy, measures complete miniatures; it asks the curve model only if it is told to (`stop="chance"`, the
+row *losers by auto*), for which of them to give up.
 
-- *validation*, *test*: loss at the end of the run over that of `{REFERENCE}`, pooled, with the same seed: geometric
+- *validation*, *test*: loss at the end of the run over that of the row of 1.000 above, with the same seed: geometric
   mean over the pairs, ± its standard error. A run of the CNN varies by 3 % from seed to seed, of the GPT by 1 %, of the
   MLP by 3 %.
 - *pairs*: seeds; on all examples, examples and seeds.
 - *extra steps*: probe steps a kept step, mean.
-- *rate*: highest rate of the run's schedule over that of the pair's other run, median.
-
-`horizon`, the default strategy, measures complete miniatures and asks the curve model only with `stop="chance"`: which
-of them to give up. What that changes is measured in [choices.md](choices.md): its line "losers stopped by the curve
-model's chance to win" against the first one."""
+- *rate*: highest rate of the run's schedule over that of the pair's other run, median."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,8 @@ def run_all(
     for seed, task, name in product(seeds, tuple(tasks), tuple(names)):
         wanted = Wanted(task.name, name, seed)
         if wanted not in done and wanted.number % share[1] == share[0]:
-            model, options = VARIANTS[name]
-            row = run(task, "autolrs", seed, label=name, curve_model=model, **options)
+            variant = VARIANTS[name]
+            row = run(task, variant.strategy, seed, label=name, curve_model=variant.curve_model, **variant.options)
             append(row, ROWS)
             print(f"{task.name}, {name}, seed {seed}: test {row.test_loss:.5g}, {row.wall_seconds} s", flush=True)
 
@@ -111,16 +119,17 @@ def _table(rows: Sequence[Row]) -> Iterator[list[str]]:
 
 
 def pairs(rows: Sequence[Row], task: str, name: str) -> list[tuple[Row, Row]]:
-    """Runs with a variant beside those with the reference, same example (or `ALL` of them) and seed."""
+    """Runs with a variant beside those it is compared with, same example (or `ALL` of them) and seed."""
+    against = VARIANTS[name].against
     of = {Wanted(row.task, row.method, row.seed): row for row in rows if row.task in EXAMPLES}
     mine = [row for row in of.values() if row.method == name and task in (row.task, ALL)]
-    return [(row, of[other]) for row in mine if (other := Wanted(row.task, REFERENCE, row.seed)) in of]
+    return [(row, of[other]) for row in mine if (other := Wanted(row.task, against, row.seed)) in of]
 
 
 def _cells(found: Sequence[tuple[Row, Row]], name: str) -> list[str]:
     return [
-        ratio([a.validation_loss / b.validation_loss for a, b in found], known=name == REFERENCE),
-        ratio([a.test_loss / b.test_loss for a, b in found], known=name == REFERENCE),
+        ratio([a.validation_loss / b.validation_loss for a, b in found], known=name == VARIANTS[name].against),
+        ratio([a.test_loss / b.test_loss for a, b in found], known=name == VARIANTS[name].against),
         f"{fmean(row.probe_steps / row.kept_steps for row, _ in found):.2f}",
         f"{median(a.rate / b.rate for a, b in found):.2f}",
     ]

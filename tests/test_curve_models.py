@@ -9,7 +9,7 @@ import pytest
 from autolrs.errors import UnknownNameError
 from benchmarks import __main__ as commands
 from benchmarks import curve_models
-from benchmarks.curve_models import ALL, REFERENCE, VARIANTS, ratio, run_all, section
+from benchmarks.curve_models import ALL, VARIANTS, ratio, run_all, section
 from benchmarks.rows import Row, append, read
 from benchmarks.tasks import EXAMPLES, Task, half_decades
 from benchmarks.tuned import run as tuned_run
@@ -46,8 +46,8 @@ def test_every_example_is_run_with_every_model_and_seed_once(made):
     assert len(made) == len(EXAMPLES) * 3 * len(VARIANTS)
     assert {task for task, *_ in made} == set(EXAMPLES)
     assert {seed for _, _, seed, *_ in made} == {0, 1, 2}
-    assert {name: (model, options) for *_, name, model, options in made} == dict(VARIANTS)
-    assert {strategy for _, strategy, *_ in made} == {"autolrs"}
+    asked = {name: (strategy, model, options) for _, strategy, _, name, model, options in made}
+    assert asked == {name: (of.strategy, of.curve_model, of.options) for name, of in VARIANTS.items()}
     run_all([0, 1, 2, 3], names=["pfn"])
     assert [each[2:4] for each in made[len(EXAMPLES) * 3 * len(VARIANTS) :]] == [(3, "pfn")] * len(EXAMPLES)
 
@@ -75,14 +75,16 @@ def test_a_run_is_one_of_the_strategy_with_that_model(path):
 def test_losses_are_over_those_of_the_reference_with_the_same_seed(path):
     first, second, _ = EXAMPLES
     for each in (
-        row(first, REFERENCE, 0, 1.0),
-        row(first, REFERENCE, 1, 2.0),
+        row(first, "exponential", 0, 1.0),
+        row(first, "exponential", 1, 2.0),
         row(first, "pfn", 0, 2.0, rate=0.3, probes=80),
         row(first, "pfn", 1, 2.0, rate=0.2),
         row(first, "pfn", 2, 9.0),  # has no partner
-        row(second, REFERENCE, 0, 4.0),
+        row(second, "exponential", 0, 4.0),
         row(second, "pfn", 0, 1.0, rate=0.05),
         row(second, "auto", 0, math.nan),
+        row(second, "horizon", 0, 3.0),
+        row(second, "horizon, losers by auto", 0, 6.0),  # has a partner of its own
     ):
         append(each, path)
     text = "\n".join(section())
@@ -90,6 +92,7 @@ def test_losses_are_over_those_of_the_reference_with_the_same_seed(path):
     assert f"| {first} | pfn | 2 | 1.414 ± 0.347 | 1.414 ± 0.347 | 0.65 | 2.50 |" in text
     assert f"| {second} | pfn | 1 | 0.250 | 0.250 | 0.50 | 0.50 |" in text
     assert f"| {second} | auto | 1 | diverged | diverged |" in text
+    assert f"| {second} | horizon, losers by auto | 1 | 2.000 | 2.000 |" in text
     assert f"| {ALL} | pfn | 3 | 0.794 ± 0.611 | 0.794 ± 0.611 | 0.60 | 2.00 |" in text
     assert "bayes |" not in text  # not run yet
 
@@ -115,8 +118,8 @@ def test_the_command_writes_the_part_of_the_document(tmp_path, monkeypatch, made
     assert text.startswith(f"# A\n\n{curve_models.HEADING}\n\nWritten by")
     assert text.endswith("There is no `benchmarks/results/rows.parquet` yet: the same command writes it.\n")
     assert made == []
-    text = command("--tasks", "char_gpt", "--models", REFERENCE, "auto", "--seeds", "7")
-    assert [each[:4] for each in made] == [("char_gpt", "autolrs", 7, name) for name in (REFERENCE, "auto")]
+    text = command("--tasks", "char_gpt", "--models", "exponential", "auto", "--seeds", "7")
+    assert [each[:4] for each in made] == [("char_gpt", "autolrs", 7, name) for name in ("exponential", "auto")]
     assert "| char_gpt | auto | 1 | 1.000 | 1.000 |" in text
     with pytest.raises(SystemExit, match="'none'"):
         command("--models", "none")
