@@ -188,9 +188,9 @@ def _refusal(schedule: Schedule, used: RatePath, fit: Fit, found: tuple[Paramete
     end = np.array([float(schedule.steps)])
     progress = float(path.progress(end)[0]) / fit.progress
     low, high = _REACH
-    if not low <= progress <= high:
+    if not low <= round(progress, 2) <= high:
         reach = f"the laws reach from {low:g} to {high:g} times"
-        return f"the sum of its rates is {progress:.2g} times that of the data, and {reach}"
+        return f"the sum of its rates is {progress:.2f} times that of the data, and {reach}"
     cooling = next(one for one in found if one.name == "cooling")
     timescale = np.array([_TIMESCALE * fit.length])
     asked, seen = (

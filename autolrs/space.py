@@ -6,14 +6,17 @@ Shipped spaces are YAML files in `search_spaces/`; docs/search-spaces.md has the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.schedules import BASES
+
+if TYPE_CHECKING:
+    import yaml
 
 SUFFIXES: Final = (".yaml", ".yml")
 
@@ -137,9 +140,8 @@ def _read(path: Path) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, yaml.SafeLoader)
-        if isinstance(tree, yaml.MappingNode):
-            _check_once(path, [(str(key.value), key.start_mark.line + 1) for key, _ in tree.value])
+        for node in _mappings(yaml.compose(text, yaml.SafeLoader)):
+            _check_once(path, [(str(key.value), key.start_mark.line + 1) for key, _ in node.value])
         return yaml.safe_load(text)
     except FileNotFoundError:
         raise UnknownNameError(
@@ -147,6 +149,19 @@ def _read(path: Path) -> Any:
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingError(f"{path}: cannot be read as YAML: {error}") from error
+
+
+def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    """A YAML tree's mappings, the outer ones first."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        children = [value for _, value in node.value]
+    else:
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+    for child in children:
+        yield from _mappings(child)
 
 
 def _check_once(path: Path, keys: Sequence[tuple[str, int]]) -> None:
@@ -177,6 +192,8 @@ def as_number(key: str, value: Any) -> float:
 def as_whole(key: str, value: Any) -> int:
     """`value` as an int, where it is a whole number; texts and floats (1e4) may be, too."""
     number = value if isinstance(value, int) else as_number(key, value)
+    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+        return int(value)  # a float holds 53 bits of it
     if isinstance(value, bool) or not (isinstance(number, int) or number.is_integer()):
         raise SettingError(f"`{key}` must be a whole number, but got ({key}={value!r}).")
     return int(number)

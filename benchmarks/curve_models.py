@@ -123,7 +123,8 @@ def pairs(rows: Sequence[Row], task: str, name: str) -> list[tuple[Row, Row]]:
     against = VARIANTS[name].against
     of = {Wanted(row.task, row.method, row.seed): row for row in rows if row.task in EXAMPLES}
     mine = [row for row in of.values() if row.method == name and task in (row.task, ALL)]
-    return [(row, of[other]) for row in mine if (other := Wanted(row.task, against, row.seed)) in of]
+    both = [(row, of[other]) for row in mine if (other := Wanted(row.task, against, row.seed)) in of]
+    return [(row, other) for row, other in both if math.isfinite(other.validation_loss)]  # over NaN all is NaN
 
 
 def _cells(found: Sequence[tuple[Row, Row]], name: str) -> list[str]:

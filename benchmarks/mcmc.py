@@ -31,6 +31,7 @@ from scipy.special import logsumexp, ndtr
 from autolrs.curves.pfn.model import PFN
 from autolrs.curves.pfn.prior import Batch
 from autolrs.curves.pfn.training import CHECKPOINT, WEIGHTS, Config, train
+from autolrs.errors import CheckpointError
 from autolrs.records import POINTS, Curve
 from benchmarks.csvrows import append, read
 from benchmarks.mcmc_chains import ENSEMBLES, Array, Sampled, answered, load, run_chains
@@ -154,7 +155,10 @@ def fit(out: Path, *, steps: int, batch: int, warmup: int) -> None:
     """The shipped architecture on `draw_batch`; writes `out`/weights.safetensors, and goes on after a kill."""
     torch.set_num_threads(1)
     config = replace(Config.load(Path("small.yaml")), steps=steps, batch=batch, warmup=warmup, queries=4)
-    train(config, out, resume=(out / CHECKPOINT).exists(), draw=draw_batch)
+    try:
+        train(config, out, resume=(out / CHECKPOINT).exists(), draw=draw_batch)
+    except CheckpointError as error:
+        raise SystemExit(f"{error} Here: delete {out}, or name another folder.") from error
 
 
 def own(curves: int, weights: Path, path: Path = OWN) -> None:

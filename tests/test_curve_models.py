@@ -83,6 +83,8 @@ def test_losses_are_over_those_of_the_reference_with_the_same_seed(path):
         row(second, "exponential", 0, 4.0),
         row(second, "pfn", 0, 1.0, rate=0.05),
         row(second, "auto", 0, math.nan),
+        row(second, "exponential", 1, math.nan),
+        row(second, "pfn", 1, 1.0),  # nor has this one: NaN is nothing to divide by
         row(second, "horizon", 0, 3.0),
         row(second, "horizon, losers by auto", 0, 6.0),  # has a partner of its own
     ):

@@ -262,6 +262,14 @@ def test_of_points_that_are_equally_far_off_the_later_ones_are_dropped():
     assert np.flatnonzero(~kept).tolist() == [4, 6]
 
 
+@pytest.mark.parametrize("rounding", [-1e-15, 0.0, 1e-15])
+def test_a_point_at_the_end_of_the_cleaned_region_stays_whatever_its_rounding(rounding):
+    u, y = np.linspace(0, 1, 21), np.zeros(21)
+    u[10] += rounding
+    y[10] = 5.0
+    assert clean(u, y, lambda u, y: np.zeros_like(y), outliers=0.05, rounds=1, region=0.5).all()
+
+
 @given(st.floats(0.01, 100), st.integers(0, 50))
 def test_forecasts_do_not_depend_on_the_unit_of_time(step, seed):
     losses = exponential(30, 1, 0.1, 0.5, 0.05, seed)

@@ -216,3 +216,8 @@ def test_a_spike_in_a_probe_makes_a_forecast_wide_and_no_more(factor):
     low, high = found.quantiles([0.05, 0.95])[0]
     assert 0 < low < LOSSES[995] < high < 1e4 * LOSSES[995]
     assert math.isfinite(found.std[0])
+
+
+def test_losses_that_are_all_zero_leave_the_forecast_uncertain():
+    found = LAW.extrapolate([constant((0.0,) * 20, start=800)], [195], schedule=REST, history=HISTORY)
+    assert 0.01 * found.mean[0] < found.std[0] < math.inf

@@ -260,7 +260,7 @@ DAMAGED = {
     "NaN": lambda path: stored(path, **{"head.bias": torch.full((10,), math.nan)}),
     "infinite": lambda path: stored(path, edges=torch.full((11,), math.inf)),
     "whole numbers": lambda path: stored(path, **{"head.bias": torch.zeros(10, dtype=torch.int32)}),
-    "a checkpoint": lambda path: stored(path, about={"about": '{"config": {}, "step": 3}'}),
+    "a checkpoint": lambda path: stored(path, about={"about": json.dumps({"config": {"network": SMALL}, "step": 3})}),
 }
 
 
@@ -301,7 +301,8 @@ def test_weights_that_were_written_anew_are_read_anew(tmp_path):
     assert network(str(path)) is before
     one = PFN(path).extrapolate([falling()], [100])
     at = path.stat()
-    other = stored(tmp_path / "other.safetensors", **{"head.bias": torch.linspace(-3, 3, 10)})
+    other = stored(tmp_path / "other.safetensors", **{"head.bias": torch.linspace(-3, 3, 10).half()})
+    assert other.stat().st_size == at.st_size
     os.utime(other, ns=(at.st_atime_ns, at.st_mtime_ns))  # as quick as a clock can tell
     other.replace(path)
     assert PFN(path).extrapolate([falling()], [100]).median[0] != one.median[0]

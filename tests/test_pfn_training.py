@@ -137,7 +137,9 @@ SPOILT = {
     "no metadata": lambda path: path.write_bytes(save(load_file(path))),
     "no JSON": lambda path: rewritten(path, {"about": "{"}),
     "nothing said": lambda path: rewritten(path, {"about": "{}"}),
-    "no number of a step": lambda path: rewritten(path, {"about": '{"config": {}, "step": "3"}'}),
+    "no number of a step": lambda path: rewritten(
+        path, {"about": json.dumps({"config": dataclasses.asdict(TINY), "step": "3"})}
+    ),
     "steps past the end": lambda path: rewritten(
         path, {"about": json.dumps({"config": dataclasses.asdict(TINY), "step": 7})}
     ),

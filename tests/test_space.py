@@ -148,6 +148,7 @@ def test_bad_values_get_their_rule_and_value(values: dict[str, Any], words: list
         ("bounds: [0.1, 1]\n3: 0.1\n", ["unknown key `3` with value 0.1", "known keys: name, bounds"]),
         ("bounds: [0.1, 1]\nself: 1\n", ["unknown key `self`"]),
         ("bounds: [0.1, 1]\ngamma: 0\nbounds: [1, 2]\n", ["`bounds` stands in line 1 and again in line 3", "keep one"]),
+        ("bounds: [0.1, 1]\nparams: {beta: 0.1,\n beta: 0.9}\n", ["`beta` stands in line 2 and again in line 3"]),
         ("bounds: !!python/name:os.system\n", ["cannot be read as YAML"]),
     ],
 )
@@ -196,7 +197,10 @@ def test_importing_the_module_loads_neither_yaml_nor_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("value", "found"), [(7, 7), ("7", 7), (1e4, 10_000), ("1e4", 10_000), (2**70 + 1, 2**70 + 1)])
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(7, 7), ("7", 7), (1e4, 10_000), ("1e4", 10_000), (2**70 + 1, 2**70 + 1), ("9007199254740993", 2**53 + 1)],
+)
 def test_whole_numbers_may_be_texts_and_floats(value, found):
     assert as_whole("steps", value) == found
     assert type(as_whole("steps", value)) is int

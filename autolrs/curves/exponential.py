@@ -202,9 +202,9 @@ def _largest(x: Array, count: int, tolerance: float) -> NDArray[np.intp]:
     """Positions of the `count` largest; of those within `tolerance` of the last of these, the later ones."""
     if count == 0:
         return np.zeros(0, dtype=np.intp)
-    least = np.sort(x)[-count]
+    least = np.partition(x, -count)[-count]
     above = np.flatnonzero(x > least + tolerance)
-    tied = np.flatnonzero((x >= least - tolerance) & (x <= least + tolerance))
+    tied = np.flatnonzero(np.abs(x - least) <= tolerance)
     return np.concatenate([tied[len(tied) - (count - len(above)) :], above])
 
 

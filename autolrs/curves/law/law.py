@@ -39,7 +39,7 @@ _HIGHEST: Final = 3.0  # rate over the kept run's peak above which nothing is kn
 _DOUBT: Final = 0.1  # share of the change forecast that is added to the deviation
 _SHARPER: Final = 0.5  # deviation over the sum of all doubts: measured on stages of real runs
 _UNKNOWN: Final = 1.0  # scale of the log loss, or of the loss over its size, where the laws may not act
-_WIDEST: Final = 3.0  # the scale of a forecast of the log loss, at most: a factor of 20
+_WIDEST: Final = 3.0  # the scale of a forecast of the log loss, at most (a factor of 20), or of the loss over its size
 _MOST: Final = float(np.finfo(np.float64).max) / 1e3
 
 
@@ -212,7 +212,7 @@ def _forecast(fitted: _Fitted | None, curve: Curve, offset: float, schedule: Sch
         return unknown
     if positive:  # a spike counts as the law's error, and by its square
         return _Row(np.log(mean), min(scale / mean, _WIDEST), True)
-    return _Row(mean, min(scale, _WIDEST * float(np.abs(losses).max())))
+    return _Row(mean, min(scale, _WIDEST * max(abs(mean), float(np.abs(losses).max()))))
 
 
 def _student(at: Sequence[float], rows: Sequence[_Row]) -> Forecasts:
