@@ -34,17 +34,18 @@ SHIPPED: Final = digest(SHA256)
 
 _INTRODUCTION = """\
 Written by `python -m benchmarks.mcmc report` from rows that `python -m benchmarks.mcmc own` and `lcpfn` stored; edit
-nothing here by hand. Chains are emcee's: four ensembles, until R-hat < 1.01 for the forecast or too long. All curves
-count, converged or not. ±: standard error of the mean; times are medians, a curve by itself, on one core."""
+nothing here by hand. Chains are emcee's: four ensembles, until R-hat < 1.01 for the forecast or too long. ±: standard
+error of the mean; times are medians, a curve by itself, on one core."""
 
 _OWN_NOTE = """\
 Nats are what a network's log density is lower than the chains' by: *in expectation* over what the chains expect, and
 *on the truth*. Draws have one shape of the prior and independent Gaussian noise of known size. The first network has
-the shipped architecture and was fitted to nothing else; the shipped one reckons with all else in its prior, too."""
+the shipped architecture and was fitted to nothing else; the shipped one reckons with all else in its prior, too.
+Draws whose chains have not converged are left out: what is to be expected there is not known."""
 
 _LCPFN_NOTE = """\
 *Log score*: mean negative log density of loss/last at the truth, clipped at 8; lower is better. The chains' prior is
-LC-PFN's: three families, curves that rise within [0, 1]."""
+LC-PFN's: three families, curves that rise within [0, 1]. All windows count, converged or not."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,13 @@ def _missing(path: Path, command: str) -> list[str]:
 
 
 def _own(rows: Sequence[Own]) -> list[str]:
+    known = [row for row in rows if row.rhat < CONVERGED]
+    text = [f"{_counted(rows, 'curves')}. {_times(rows)}", "", *_OWN_NOTE.splitlines()]
+    return [*text, "", *_lost(known)] if known else text
+
+
+def _lost(rows: Sequence[Own]) -> list[str]:
+    """A row a network."""
     head = [
         "network",
         *(f"{where}: {of}" for where in ("in expectation", "on the truth") for of in ("mean", *_QUANTILES)),
@@ -145,13 +153,7 @@ def _own(rows: Sequence[Own]) -> list[str]:
             ("shipped", ("shipped_nats", "shipped_nats_on_truth")),
         )
     ]
-    return [
-        f"{_counted(rows, 'curves')}. {_times(rows)}",
-        "",
-        *_OWN_NOTE.splitlines(),
-        "",
-        *markdown(head, table),
-    ]
+    return markdown(head, table)
 
 
 def _real(rows: Sequence[Real]) -> list[str]:

@@ -156,12 +156,18 @@ def test_the_report_is_put_into_the_document(files, tmp_path, monkeypatch):
 def test_the_report_is_of_the_rows_of_the_last_weights(files):
     append(replace(OWN, weights="former", nats=9.0), files.OWN)
     append(OWN, files.OWN)
-    append(replace(OWN, curve=1, nats=0.3, rhat=1.02, chains_s=10.0), files.OWN)
+    append(replace(OWN, curve=1, nats=0.3, chains_s=10.0), files.OWN)
+    append(replace(OWN, curve=2, nats=7.0, rhat=1.02, chains_s=9.0), files.OWN)
     text = text_of("Draws whose posterior can be sampled")
-    assert "\n2 curves, 50% converged. Chains take 9 s, the network 2 ms: 4,500 times faster.\n" in text
+    assert "\n3 curves, 67% converged. Chains take 9 s, the network 2 ms: 4,500 times faster.\n" in text
     fitted = "0.200 ± 0.100 | 0.200 | 0.280 | 0.200 ± 0.000 | 0.200 | 0.200"
     assert f"\n| fitted to such draws | {fitted} |\n" in text
     assert "\n| shipped | 0.300 ± 0.000 | 0.300 | 0.300 | 0.400 ± 0.000 | 0.400 | 0.400 |\n" in text
+
+
+def test_where_no_chains_converged_there_is_no_table(files):
+    append(replace(OWN, rhat=1.02), files.OWN)
+    assert "| shipped |" not in text_of("Draws whose posterior can be sampled")
 
 
 def test_the_report_counts_the_windows_on_which_the_network_is_better(files):
