@@ -41,7 +41,8 @@ _OWN_NOTE = """\
 Nats are what a network's log density is lower than the chains' by: *in expectation* over what the chains expect, and
 *on the truth*. Draws have one shape of the prior and independent Gaussian noise of known size. The first network has
 the shipped architecture and was fitted to nothing else; the shipped one reckons with all else in its prior, too.
-Draws whose chains have not converged are left out: what is to be expected there is not known."""
+Draws whose chains have not converged are left out: what is to be expected there is not known. Chains that all missed
+a mode agree with each other, and are too sure: a single such draw can decide the mean on the truth."""
 
 _LCPFN_NOTE = """\
 *Log score*: mean negative log density of loss/last at the truth, clipped at 8; lower is better. The chains' prior is
