@@ -13,6 +13,7 @@ from typing import Any, Final
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.scripts import load_file
 from autolrs.space import SearchSpace
+from autolrs.yamls import load_yaml
 
 SECTIONS: Final = ("space", "strategy")
 """What `--set SECTION.KEY=VALUE` may change."""
@@ -114,7 +115,7 @@ def _value(text: str, where: str) -> Any:
     import yaml
 
     try:
-        return _numbers(yaml.safe_load(text))
+        return _numbers(load_yaml(text, where))
     except yaml.YAMLError as error:
         raise SettingError(f"{where}: the value is not YAML: {error}") from error
 

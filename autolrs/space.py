@@ -6,17 +6,15 @@ Shipped spaces are YAML files in `search_spaces/`; docs/search-spaces.md has the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.schedules import BASES
-
-if TYPE_CHECKING:
-    import yaml
+from autolrs.yamls import as_number, load_yaml
 
 SUFFIXES: Final = (".yaml", ".yml")
 
@@ -139,10 +137,7 @@ def _read(path: Path) -> Any:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
-        for node in _mappings(yaml.compose(text, yaml.SafeLoader)):
-            _check_once(path, [(str(key.value), key.start_mark.line + 1) for key, _ in node.value])
-        return yaml.safe_load(text)
+        return load_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UnknownNameError(
             f"there is no search-space file {path}; shipped spaces: {', '.join(SearchSpace.names())}"
@@ -151,52 +146,10 @@ def _read(path: Path) -> Any:
         raise SettingError(f"{path}: cannot be read as YAML: {error}") from error
 
 
-def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    """A YAML tree's mappings, the outer ones first."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        yield node
-        children = [value for _, value in node.value]
-    else:
-        children = node.value if isinstance(node, yaml.SequenceNode) else []
-    for child in children:
-        yield from _mappings(child)
-
-
-def _check_once(path: Path, keys: Sequence[tuple[str, int]]) -> None:
-    """YAML's loader would silently take the last of several values of a key; `keys`: with their lines."""
-    lines: dict[str, int] = {}
-    for key, line in keys:
-        if key in lines:
-            raise SettingError(f"{path}: `{key}` stands in line {lines[key]} and again in line {line}: keep one.")
-        lines[key] = line
-
-
 def _check(holds: bool, rule: str, **values: Any) -> None:
     if not holds:
         found = ", ".join(f"{key}={value!r}" for key, value in values.items())
         raise SettingError(f"{rule}, but got ({found}).")
-
-
-def as_number(key: str, value: Any) -> float:
-    """`value` as a float. YAML 1.1 reads 1e-3, without a point, as a text: numbers in texts are numbers too."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (ValueError, OverflowError):
-            pass
-    raise SettingError(f"`{key}` must be a number, but got ({key}={value!r}).")
-
-
-def as_whole(key: str, value: Any) -> int:
-    """`value` as an int, where it is a whole number; texts and floats (1e4) may be, too."""
-    number = value if isinstance(value, int) else as_number(key, value)
-    if isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-        return int(value)  # a float holds 53 bits of it
-    if isinstance(value, bool) or not (isinstance(number, int) or number.is_integer()):
-        raise SettingError(f"`{key}` must be a whole number, but got ({key}={value!r}).")
-    return int(number)
 
 
 def _pair(bounds: Any) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final
 
 from benchmarks.compare import or_inf
 from benchmarks.methods import Method, Settings
-from benchmarks.rows import RUNS, Row, append, read, settings_key
+from benchmarks.rows import RUNS, Row, append, read, run_number, settings_key
 from benchmarks.tasks import Task
 
 FINALISTS: Final = 2
@@ -93,6 +92,5 @@ def run_all(
 
 
 def _number(run: Run) -> int:
-    """A number that is the same in every process."""
     task, method, settings, seed = run
-    return zlib.crc32(f"{task.name} {method.name} {settings_key(settings)} {seed}".encode())
+    return run_number(task.name, method.name, settings_key(settings), seed)

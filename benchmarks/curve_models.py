@@ -6,15 +6,15 @@ Run: python -m benchmarks models [--seeds S ...] [--share K/N]. It makes what is
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any, Final
 
 from benchmarks.curves import DOCUMENT, markdown
-from benchmarks.rows import RESULTS, Row, append, read
+from benchmarks.paired import geometric_mean
+from benchmarks.rows import RESULTS, Row, append, read, run_number
 from benchmarks.siblings import put
 from benchmarks.tasks import EXAMPLES, TASKS, Task
 from benchmarks.tuned import run
@@ -61,20 +61,6 @@ row *losers by auto*), for which of them to give up.
 - *rate*: highest rate of the run's schedule over that of the pair's other run, median."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A run: of an example, with a variant, from a seed."""
-
-    task: str
-    name: str
-    seed: int
-
-    @property
-    def number(self) -> int:
-        """The same in every process."""
-        return zlib.crc32(f"{self.task} {self.name} {self.seed}".encode())
-
-
 def run_all(
     seeds: Sequence[int] = SEEDS,
     *,
@@ -87,10 +73,10 @@ def run_all(
     Args:
         share: (k, n): of n processes side by side this is number k, from 0; each makes its own part of the runs.
     """
-    done = {Wanted(row.task, row.method, row.seed) for row in read(ROWS)}
+    done = {(row.task, row.method, row.seed) for row in read(ROWS)}
     for seed, task, name in product(seeds, tuple(tasks), tuple(names)):
-        wanted = Wanted(task.name, name, seed)
-        if wanted not in done and wanted.number % share[1] == share[0]:
+        wanted = task.name, name, seed
+        if wanted not in done and run_number(*wanted) % share[1] == share[0]:
             variant = VARIANTS[name]
             row = run(task, variant.strategy, seed, label=name, curve_model=variant.curve_model, **variant.options)
             append(row, ROWS)
@@ -121,9 +107,9 @@ def _table(rows: Sequence[Row]) -> Iterator[list[str]]:
 def pairs(rows: Sequence[Row], task: str, name: str) -> list[tuple[Row, Row]]:
     """Runs with a variant beside those it is compared with, same example (or `ALL` of them) and seed."""
     against = VARIANTS[name].against
-    of = {Wanted(row.task, row.method, row.seed): row for row in rows if row.task in EXAMPLES}
+    of = {(row.task, row.method, row.seed): row for row in rows if row.task in EXAMPLES}
     mine = [row for row in of.values() if row.method == name and task in (row.task, ALL)]
-    both = [(row, of[other]) for row in mine if (other := Wanted(row.task, against, row.seed)) in of]
+    both = [(row, of[other]) for row in mine if (other := (row.task, against, row.seed)) in of]
     return [(row, other) for row, other in both if math.isfinite(other.validation_loss)]  # over NaN all is NaN
 
 
@@ -140,6 +126,5 @@ def ratio(ratios: Sequence[float], *, known: bool = False) -> str:
     """A geometric mean, with the standard error of its logarithm unless it is `known` or of a single pair."""
     if not all(map(math.isfinite, ratios)):
         return "diverged"
-    logs = [math.log(each) for each in ratios]
-    error = "" if known or len(logs) < 2 else f" ± {stdev(logs) / math.sqrt(len(logs)):.3f}"
-    return f"{math.exp(fmean(logs)):.3f}{error}"
+    mean, error = geometric_mean(ratios)
+    return f"{mean:.3f}" + ("" if known or math.isnan(error) else f" ± {error:.3f}")

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from autolrs.curves.pfn.model import PFN
 from autolrs.forecasts import Forecasts
 from autolrs.records import Curve
-from benchmarks.mcmc_report import CONVERGED
 
 Array = NDArray[np.float64]
 LogDensity = Callable[[Array], Array]  # (walkers, d) -> (walkers,)
 
 ENSEMBLES: Final = 4
+CONVERGED: Final = 1.01
+"""R-hat of the forecast, below which chains agree."""
 
 
 @dataclass(frozen=True)

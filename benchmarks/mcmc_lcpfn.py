@@ -18,7 +18,7 @@ from autolrs.curves.pfn.model import PFN
 from benchmarks.csvrows import append, read
 from benchmarks.mcmc_chains import ENSEMBLES, Array, Sampled, answered, load, run_chains
 from benchmarks.mcmc_report import LCPFN, SHIPPED, Real
-from benchmarks.windows import Window, errors, log_scores, windows
+from benchmarks.windows import Window, errors, in_log, log_scores, windows
 
 _UNIFORM: Final = np.array(  # pow3: a, c; ilog2: c, a; janoschek: a, beta; three weights
     [(-0.6, 0.6), (0.0, 1.25), (0.0, 1.0), (-0.5, 0.5), (0.0, 1.0), (0.0, 2.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0)]
@@ -101,11 +101,7 @@ def chosen_windows(count: int) -> Sequence[Window]:
     The first of more are those of fewer.
     """
     rng = np.random.default_rng(0)
-    usable = [
-        w
-        for w in windows(kinds=("run", "piece"))
-        if not w.blow_up and w.truth > 0 and len(w.curve) >= 8 and w.curve.finite and min(w.curve.losses) > 0
-    ]
+    usable = in_log(windows(kinds=("run", "piece")))
     by_source: dict[str, list[Window]] = {}
     for i in rng.permutation(len(usable)):
         by_source.setdefault(usable[i].source, []).append(usable[i])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autolrs.curves.pfn.model import SHA256
 from benchmarks.csvrows import read
 from benchmarks.curves import DOCUMENT, markdown
+from benchmarks.mcmc_chains import CONVERGED
 from benchmarks.rows import RESULTS
 from benchmarks.siblings import put
 
@@ -21,8 +22,6 @@ Array = NDArray[np.float64]
 OWN: Final = RESULTS / "mcmc_own.csv"
 LCPFN: Final = RESULTS / "mcmc_lcpfn.csv"
 HEADING: Final = "## The fitted network against Markov chain Monte Carlo"
-CONVERGED: Final = 1.01
-"""R-hat of the forecast, below which chains agree."""
 
 
 def digest(sha256: str) -> str:

@@ -47,6 +47,12 @@ def changes(
     return [mine[seed] / others[seed] - 1 for seed in sorted(mine.keys() & others.keys())]
 
 
+def geometric_mean(ratios: Iterable[float]) -> tuple[float, float]:
+    """Of positive ratios, and the standard error of its logarithm: NaN of a single one."""
+    logs = [math.log(each) for each in ratios]
+    return math.exp(fmean(logs)), stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.nan
+
+
 def named(share: float) -> str:
     """A share, for a table's head."""
     return "whole run" if share == 1 else f"{share:g} times as long" if share > 1 else f"{share:.0%}"

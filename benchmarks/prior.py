@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autolrs.curves.pfn.prior import sample
 from autolrs.records import POINTS
-from benchmarks.windows import SHARES, Window, windows
+from benchmarks.windows import SHARES, Window, in_log, windows
 
 Array = NDArray[np.float64]
 
@@ -32,13 +32,9 @@ def of_prior(share: float, *, seed: int = 0) -> dict[str, Array]:
 
 def of_windows(found: Sequence[Window]) -> dict[str, Array]:
     """The same of real windows with positive, finite losses, without blow-ups."""
-    usable = [
-        w
-        for w in found
-        if not w.blow_up and w.truth > 0 and len(w.curve) >= 8 and w.curve.finite and min(w.curve.losses) > 0
-    ]
     parts = [
-        quantities(np.log([w.curve.losses]), np.array([w.curve.noise / w.last]), np.log([w.truth])) for w in usable
+        quantities(np.log([w.curve.losses]), np.array([w.curve.noise / w.last]), np.log([w.truth]))
+        for w in in_log(found)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in NAMES}
 

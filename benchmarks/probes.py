@@ -7,16 +7,16 @@ runs (`benchmarks.lengths`), too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Final
 
 from autolrs.space import SearchSpace
 from benchmarks import lengths
 from benchmarks.csvrows import append, read
+from benchmarks.paired import geometric_mean
 from benchmarks.rows import RESULTS
 from benchmarks.tasks import TASKS, Task
 
@@ -100,8 +100,7 @@ def section() -> list[str]:
         known = [each for each in found if each is not None]
         cells = ["" if each is None else f"{each:.1%}" for each in found]
         cells.append(f"{fmean(known):.1%}" if len(known) == len(found) else "")
-        changes = [math.log(losses[task, choice, seed] / losses[task, FORMER, seed]) for task, seed in runs]
-        error = stdev(changes) / math.sqrt(len(changes))
-        cells.append(f"{math.exp(fmean(changes)):.3f}" + (f" ± {error:.3f}" if error else ""))
+        mean, error = geometric_mean(losses[task, choice, seed] / losses[task, FORMER, seed] for task, seed in runs)
+        cells.append(f"{mean:.3f}" + (f" ± {error:.3f}" if error else ""))
         lines.append(f"| {choice} | {' | '.join(cells)} |")
     return lines

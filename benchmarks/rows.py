@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import subprocess
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -29,6 +30,11 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--", "../autolrs", "../search_spaces", "../examples", ".", ":!results")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def run_number(*parts: object) -> int:
+    """A number of the run that these parts name, the same in every process: by it processes share runs."""
+    return zlib.crc32(" ".join(map(str, parts)).encode())
 
 
 @dataclass(frozen=True)

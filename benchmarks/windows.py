@@ -150,6 +150,15 @@ def windows(
     return [window for window in made if window is not None]
 
 
+def in_log(found: Sequence[Window]) -> list[Window]:
+    """Those that make sense in log loss: positive, finite losses, eight points at least, no blow-up."""
+    return [
+        w
+        for w in found
+        if not w.blow_up and w.truth > 0 and len(w.curve) >= 8 and w.curve.finite and min(w.curve.losses) > 0
+    ]
+
+
 def siblings(found: Sequence[Window]) -> list[list[Window]]:
     """Groups of windows of one share with the same start and different constant rates, at least three, ascending.
 

@@ -61,6 +61,11 @@ def test_the_files_own_import_error_comes_out(spec):
         load_train(spec)
 
 
+def test_a_value_with_a_key_twice_is_refused():
+    with pytest.raises(SettingError, match=r"--set space\.params=.*`a` stands in line 1 and again in line 1"):
+        sections(["space.params={a: 1, a: 2}"])
+
+
 def test_values_are_yaml_and_numbers_are_numbers():
     words = ["a=6", "b=1e-3", "c=[1e-4, 1]", "d=true", "e=text=more", "f=", "g=adam", "h=2.5", "i=1.2.3"]
     assert parse(words, "--arg") == {

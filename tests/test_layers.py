@@ -18,7 +18,19 @@ import autolrs
 PACKAGE = Path(autolrs.__file__).parent
 FLOORS = (
     # Values and plain functions.
-    {"errors", "files", "forecasts", "protocols", "records", "lookahead", "momentum", "schedules", "scripts", "space"},
+    {
+        "errors",
+        "files",
+        "forecasts",
+        "protocols",
+        "records",
+        "lookahead",
+        "momentum",
+        "schedules",
+        "scripts",
+        "space",
+        "yamls",
+    },
     # Pure models.
     {"acquisitions", "curves", "surrogates"},
     # Pure decisions.

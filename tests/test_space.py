@@ -18,7 +18,7 @@ import autolrs.space
 from autolrs.errors import SettingError, UnknownNameError
 from autolrs.records import from_json, to_json
 from autolrs.schedules import BASES, Schedule
-from autolrs.space import SearchSpace, as_whole
+from autolrs.space import SearchSpace
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("adagrad", "adam", "adamw", "adamw_finetune", "default", "lamb", "lion", "muon", "rmsprop", "sgd")
@@ -195,18 +195,3 @@ def test_an_installed_package_has_its_own_spaces(tmp_path: Path, monkeypatch: py
 def test_importing_the_module_loads_neither_yaml_nor_torch() -> None:
     code = "import sys, autolrs.space; print({'yaml', 'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [(7, 7), ("7", 7), (1e4, 10_000), ("1e4", 10_000), (2**70 + 1, 2**70 + 1), ("9007199254740993", 2**53 + 1)],
-)
-def test_whole_numbers_may_be_texts_and_floats(value, found):
-    assert as_whole("steps", value) == found
-    assert type(as_whole("steps", value)) is int
-
-
-@pytest.mark.parametrize("value", [2.5, "2.5", math.nan, math.inf, "-inf", True, None, "many", [7]])
-def test_what_is_not_whole_is_named(value):
-    with pytest.raises(SettingError, match=r"`steps` must be a (whole )?number, but got \(steps="):
-        as_whole("steps", value)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolrs.errors import SettingError
-from autolrs.space import as_whole
+from autolrs.yamls import as_whole
 
 Array = NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from autolrs.curves.pfn.stored import CHECKPOINT, WEIGHTS, check, read, write
 from autolrs.curves.points import FEWEST, MOST
 from autolrs.errors import CheckpointError, SettingError
 from autolrs.records import POINTS
-from autolrs.space import as_number, as_whole
+from autolrs.yamls import as_number, as_whole, load_yaml
 
 __all__ = ["CHECKPOINT", "WEIGHTS", "Config", "batch", "in_own_units", "train", "update"]
 
@@ -100,7 +100,10 @@ class Config:
 
         shipped = Path(__file__).parent / path.name
         try:
-            values = yaml.safe_load((path if path.exists() or path.parent.name else shipped).read_text("utf-8"))
+            text = (path if path.exists() or path.parent.name else shipped).read_text("utf-8")
+            values = load_yaml(text, str(path))
+        except SettingError:
+            raise
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8
             raise SettingError(f"cannot read {path}: {' '.join(str(error).split())}") from error
         names = {field.name for field in fields(cls)}
