@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from autolrs.errors import SettingError, UnknownNameError
+from autolrs.files import is_file
 from autolrs.scripts import load_file
 from autolrs.space import SearchSpace
 from autolrs.yamls import load_yaml
@@ -48,7 +49,7 @@ def load_train(spec: str) -> Callable[[Any], Any]:
 
 
 def _file(path: Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise UnknownNameError(f"there is no file {path} (looked in {Path.cwd()}).")
     return load_file(path)
 

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of each."""
+"""Files: whether there is one, and writing so that it is the old one or the new one, never half of each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class Writable(Protocol):
     """The one method of a binary file that writing needs."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not if there can be none: a name that is too long, or with a NUL inside."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def replace_file(

@@ -25,6 +25,7 @@ from autolrs.curves.law.identified import Parameter, parameters
 from autolrs.curves.law.law import DF, Law
 from autolrs.curves.law.paths import RatePath
 from autolrs.errors import SettingError, UnsupportedError
+from autolrs.files import is_file
 from autolrs.forecasts import Forecasts
 from autolrs.records import Record, TrialState
 from autolrs.schedules import BASES, Schedule
@@ -94,7 +95,7 @@ def schedule_of(text: str, record: Record) -> Schedule:
             raise SettingError(f"the rate in --schedule {_short(text)} must be a positive number, as in {base}:3e-4.")
         warmup = round(settings.space.warmup * settings.steps)
         return Schedule.build(base, rate=peak, steps=settings.steps, warmup=warmup)
-    if not _is_file(text):
+    if not is_file(Path(text)):
         raise SettingError(
             f"--schedule {_short(text)} is neither a file written by `autolrs export` nor BASE:RATE with BASE one of "
             f"{', '.join(BASES)}."
@@ -103,13 +104,6 @@ def schedule_of(text: str, record: Record) -> Schedule:
         return Schedule.load(text)
     except OSError as error:
         raise SettingError(f"--schedule {_short(text)} cannot be read: {error.strerror}.") from error
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # no name of a file: too long, or with a NUL inside
-        return False
 
 
 def _short(text: str) -> str:

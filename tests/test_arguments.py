@@ -47,6 +47,8 @@ def test_other_forms_are_refused(spec):
 def test_what_is_missing_is_named():
     with pytest.raises(UnknownNameError, match=r"there is no file other\.py \(looked in"):
         load_train("other.py:train")
+    with pytest.raises(UnknownNameError, match=r"there is no file x+\.py \(looked in"):
+        load_train(f"{'x' * 3000}.py:train")
     with pytest.raises(UnknownNameError, match=r"there is no module 'other'.*'other/loop\.py:"):
         load_train("other.loop:train")
     with pytest.raises(UnknownNameError, match=r"unknown function in loop_here\.py 'tran'; known: train$"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autolrs.files import Writable, remove_temporaries, replace_file
+from autolrs.files import Writable, is_file, remove_temporaries, replace_file
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -43,3 +43,10 @@ def test_only_our_temporaries_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     remove_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.tmp", "a", "a.autolrs-tmp"]
+
+
+def test_what_can_be_no_file_is_none(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.touch()
+    assert is_file(here)
+    assert not any(map(is_file, (tmp_path, tmp_path / "gone", tmp_path / ("x" * 3000), tmp_path / "a\0b")))

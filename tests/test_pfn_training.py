@@ -176,8 +176,13 @@ def test_shipped_configs_are_found_by_name(name, tmp_path, monkeypatch):
 
 
 def test_bad_configs_name_the_file(tmp_path):
+    with pytest.raises(SettingError, match=r"cannot read other\.yaml: .*'other\.yaml'$"):
+        Config.load(Path("other.yaml"))
     path = tmp_path / "bad.yaml"
     with pytest.raises(SettingError, match=r"bad\.yaml"):
+        Config.load(path)
+    path.write_text("seed: 0\nseed: 1\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"bad\.yaml: `seed` stands in line 1 and again in line 2: keep one\.$"):
         Config.load(path)
     path.write_text("steps: [", encoding="utf-8")
     with pytest.raises(SettingError, match=r"bad\.yaml"):

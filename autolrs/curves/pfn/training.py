@@ -100,7 +100,8 @@ class Config:
 
         shipped = Path(__file__).parent / path.name
         try:
-            text = (path if path.exists() or path.parent.name else shipped).read_text("utf-8")
+            own = path.exists() or path.parent.name or not shipped.exists()
+            text = (path if own else shipped).read_text("utf-8")
             values = load_yaml(text, str(path))
         except SettingError:
             raise
